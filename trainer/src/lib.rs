@@ -1,0 +1,24 @@
+//! The host side of adcorda: data, networks, quantization, AdCorDA refinement, export and evaluation.
+//!
+//! The command line (`adcorda`) is a thin layer over this library; every verb is one function here. Only [`nn`] names burn's
+//! types, only [`export`] knows both the trained network and the integer graph.
+
+pub mod board;
+pub mod checkpoint;
+pub mod data;
+pub mod device;
+pub mod error;
+pub mod eval;
+pub mod export;
+pub mod file;
+pub mod inspect;
+pub mod network;
+pub mod nn;
+pub mod qemu;
+pub mod quantize;
+pub mod refine;
+pub mod state_dict;
+pub mod train;
+pub mod zoo;
+
+pub use error::{Error, ErrorKind, Result};
