@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod cifar;
+pub mod synthetic;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -237,16 +238,29 @@ impl fmt::Display for Split {
     }
 }
 
-/// A data set as named on the command line: `cifar10:DIR`, `cifar100:DIR`.
+/// A data set as named on the command line: `cifar10:DIR`, `cifar100:DIR`, `synthetic`, `synthetic:TRAINxTEST`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SetSpec {
     /// The official CIFAR-10 binary files in this folder.
     Cifar10(PathBuf),
     /// The official CIFAR-100 binary files in this folder.
     Cifar100(PathBuf),
+    /// The built-in set.
+    Synthetic {
+        /// Training images.
+        train: usize,
+        /// Test images.
+        test: usize,
+    },
 }
 
 impl SetSpec {
+    /// The built-in set with its usual counts.
+    pub const SYNTHETIC: SetSpec = SetSpec::Synthetic {
+        train: synthetic::TRAIN,
+        test: synthetic::TEST,
+    };
+
     /// Reads one half of the set.
     ///
     /// # Errors
@@ -255,6 +269,13 @@ impl SetSpec {
         match self {
             SetSpec::Cifar10(folder) => cifar::load(cifar::Variant::Cifar10, folder, split),
             SetSpec::Cifar100(folder) => cifar::load(cifar::Variant::Cifar100, folder, split),
+            SetSpec::Synthetic { train, test } => {
+                let count = match split {
+                    Split::Train => *train,
+                    Split::Test => *test,
+                };
+                Ok(synthetic::load(split, count))
+            }
         }
     }
 
@@ -292,12 +313,30 @@ impl FromStr for SetSpec {
         match kind {
             "cifar10" => Ok(SetSpec::Cifar10(folder()?)),
             "cifar100" => Ok(SetSpec::Cifar100(folder()?)),
-            _ => {
-                Err(Error::new(ErrorKind::Usage, format!("unknown data set `{text}`"))
-                    .remedy("give cifar10:DIR or cifar100:DIR"))
-            }
+            "synthetic" => match argument {
+                None => Ok(SetSpec::SYNTHETIC),
+                Some(counts) => synthetic_counts(counts).ok_or_else(|| {
+                    Error::new(ErrorKind::Usage, format!("data set `{text}`: `{counts}` is not TRAINxTEST")).remedy(format!(
+                        "write two counts from 1 to {SYNTHETIC_LIMIT}, as in synthetic:4000x1000"
+                    ))
+                }),
+            },
+            _ => Err(Error::new(ErrorKind::Usage, format!("unknown data set `{text}`"))
+                .remedy("give cifar10:DIR, cifar100:DIR or synthetic")),
         }
     }
+}
+
+/// Most synthetic images of one half: about 3 GB.
+const SYNTHETIC_LIMIT: usize = 1_000_000;
+
+fn synthetic_counts(text: &str) -> Option<SetSpec> {
+    let (train, test) = text.split_once('x')?;
+    let count = |text: &str| text.parse().ok().filter(|count| (1..=SYNTHETIC_LIMIT).contains(count));
+    Some(SetSpec::Synthetic {
+        train: count(train)?,
+        test: count(test)?,
+    })
 }
 
 impl fmt::Display for SetSpec {
@@ -305,6 +344,8 @@ impl fmt::Display for SetSpec {
         match self {
             SetSpec::Cifar10(folder) => write!(f, "cifar10:{}", folder.display()),
             SetSpec::Cifar100(folder) => write!(f, "cifar100:{}", folder.display()),
+            set @ SetSpec::Synthetic { .. } if *set == SetSpec::SYNTHETIC => f.write_str("synthetic"),
+            SetSpec::Synthetic { train, test } => write!(f, "synthetic:{train}x{test}"),
         }
     }
 }
@@ -465,9 +506,26 @@ mod tests {
 
     #[test]
     fn set_names_round_trip() {
-        for text in ["cifar10:/data/c10", "cifar100:some/folder", "cifar10:C:\\data"] {
+        for text in [
+            "cifar10:/data/c10",
+            "cifar100:some/folder",
+            "cifar10:C:\\data",
+            "synthetic",
+            "synthetic:20x1",
+        ] {
             assert_eq!(text.parse::<SetSpec>().unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn a_description_counts_both_halves() {
+        let description = "synthetic:30x10".parse::<SetSpec>().unwrap().describe().unwrap();
+        let json = serde_json::to_value(&description).unwrap();
+        assert_eq!((&json["records"], &json["classes"]), (&40.into(), &10.into()));
+        assert_eq!(json["set"], "synthetic:30x10");
+        assert_eq!(json["train"]["per_class"], serde_json::json!(vec![3; 10]));
+        assert_eq!(json["test"]["bytes"], 10 * 32 * 32 * 3);
+        assert!(description.train.std.iter().all(|&s| s > 10.0));
     }
 
     #[test]
@@ -477,6 +535,11 @@ mod tests {
             ("cifar100:", "cifar100:DIR"),
             ("imagenet:/data", "unknown data set `imagenet:/data`"),
             ("", "unknown data set"),
+            ("synthetic:", "TRAINxTEST"),
+            ("synthetic:10", "synthetic:4000x1000"),
+            ("synthetic:0x10", "TRAINxTEST"),
+            ("synthetic:10x-1", "TRAINxTEST"),
+            ("synthetic:10x99999999999999999999", "TRAINxTEST"),
         ] {
             let error = text.parse::<SetSpec>().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage);
