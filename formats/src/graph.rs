@@ -151,6 +151,11 @@ pub struct Window {
 }
 
 impl Window {
+    /// Kernel rows x kernel columns.
+    pub const fn positions(&self) -> usize {
+        self.kernel_height as usize * self.kernel_width as usize
+    }
+
     /// Output (height, width) for an input of `height` x `width`, or `None` where the kernel does not fit.
     pub const fn output(&self, height: usize, width: usize) -> Option<(usize, usize)> {
         let h = height + self.pad_top as usize + self.pad_bottom as usize;
@@ -293,6 +298,92 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// The tensors that it reads: two for [`Op::Add`] (which may be the same), one otherwise.
+    pub fn inputs(&self) -> impl Iterator<Item = TensorId> + use<> {
+        let (first, second) = match *self {
+            Op::Conv2d { input, .. }
+            | Op::DepthwiseConv2d { input, .. }
+            | Op::Linear { input, .. }
+            | Op::Logits { input, .. }
+            | Op::MaxPool { input, .. }
+            | Op::AvgPool { input, .. }
+            | Op::Subsample { input, .. } => (input, None),
+            Op::Add { a, b, .. } => (a, Some(b)),
+        };
+        core::iter::once(first).chain(second)
+    }
+
+    /// Its sliding window, if it has one.
+    pub const fn window(&self) -> Option<&Window> {
+        match self {
+            Op::Conv2d { window, .. }
+            | Op::DepthwiseConv2d { window, .. }
+            | Op::MaxPool { window, .. }
+            | Op::AvgPool { window, .. } => Some(window),
+            Op::Linear { .. } | Op::Logits { .. } | Op::Add { .. } | Op::Subsample { .. } => None,
+        }
+    }
+
+    /// Its weights, if it has any.
+    pub const fn weights(&self) -> Option<&Weights> {
+        match self {
+            Op::Conv2d { weights, .. }
+            | Op::DepthwiseConv2d { weights, .. }
+            | Op::Linear { weights, .. }
+            | Op::Logits { weights, .. } => Some(weights),
+            Op::Add { .. } | Op::MaxPool { .. } | Op::AvgPool { .. } | Op::Subsample { .. } => None,
+        }
+    }
+
+    /// Its per-channel requantization, if it has one.
+    pub const fn requantize(&self) -> Option<&Requantize> {
+        match self {
+            Op::Conv2d { requantize, .. } | Op::DepthwiseConv2d { requantize, .. } | Op::Linear { requantize, .. } => {
+                Some(requantize)
+            }
+            Op::Logits { .. } | Op::Add { .. } | Op::MaxPool { .. } | Op::AvgPool { .. } | Op::Subsample { .. } => None,
+        }
+    }
+
+    /// Packed rows and codes in a row, `None` where there are no weights. `input` and `output` are the tensors it reads and
+    /// writes.
+    ///
+    /// Conv2d: `(c_out, kh * kw * c_in)`; DepthwiseConv2d: `(c, kh * kw)`; Linear and Logits: `(c_out, h * w * c_in)`.
+    pub const fn rows_and_k(&self, input: &Tensor, output: &Tensor) -> Option<(usize, usize)> {
+        let rows = output.channels as usize;
+        match self {
+            Op::Conv2d { window, .. } => Some((rows, window.positions() * input.channels as usize)),
+            Op::DepthwiseConv2d { window, .. } => Some((rows, window.positions())),
+            Op::Linear { .. } | Op::Logits { .. } => Some((rows, input.elements())),
+            Op::Add { .. } | Op::MaxPool { .. } | Op::AvgPool { .. } | Op::Subsample { .. } => None,
+        }
+    }
+
+    /// Multiply-accumulates of one inference, padding included: what the layer's weights take part in. 0 without weights.
+    pub const fn macs(&self, input: &Tensor, output: &Tensor) -> u64 {
+        match self.rows_and_k(input, output) {
+            Some((_, k)) => output.elements() as u64 * k as u64,
+            None => 0,
+        }
+    }
+
+    /// The kind of operation, in words: `conv2d`, `depthwise_conv2d`, `linear`, `logits`, `add`, `max_pool`, `avg_pool`,
+    /// `subsample`.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Op::Conv2d { .. } => "conv2d",
+            Op::DepthwiseConv2d { .. } => "depthwise_conv2d",
+            Op::Linear { .. } => "linear",
+            Op::Logits { .. } => "logits",
+            Op::Add { .. } => "add",
+            Op::MaxPool { .. } => "max_pool",
+            Op::AvgPool { .. } => "avg_pool",
+            Op::Subsample { .. } => "subsample",
+        }
+    }
+}
+
 /// A named operation. Borrowed from the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer<'a> {
@@ -313,4 +404,15 @@ pub struct Provenance<'a> {
     pub seed: u64,
     /// Top-1 on the data's test set in hundredths of a per cent, 0 to 10000; 65535 where not measured.
     pub top1: u16,
+}
+
+/// Where the runtime puts things in its one buffer, the arena. Tensors carry their own offsets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Bytes of the whole arena.
+    pub arena_bytes: u32,
+    /// First byte of the scratch range, which overlaps no tensor.
+    pub scratch_offset: u32,
+    /// Bytes of the scratch range: at least one unpacked row of every layer.
+    pub scratch_bytes: u32,
 }

@@ -1,0 +1,418 @@
+//! Reading: the header, the graph, and typed views into the weights section.
+
+use core::fmt;
+use core::ops::Range;
+
+use crc::{CRC_32_ISO_HDLC, Crc};
+use serde::Deserialize;
+
+use crate::check;
+use crate::error::{ParseError, Part};
+use crate::graph::{Element, Layer, Plan, Provenance, Requantize, Scale, Tensor, Weights};
+use crate::{ALIGNMENT, HEADER_BYTES, MAGIC, MAX_CLASSES, MAX_LAYERS, MAX_TENSORS, MAX_TEXT_BYTES, VERSION};
+
+/// A model file that passed every check.
+///
+/// Borrows the file; 2 KiB of decoded tensors are its own. Layers and labels are decoded again at each walk over them, which
+/// costs a few hundred cycles a layer and no memory.
+///
+/// Methods that take [`Weights`] or [`Requantize`] want those of this model's own layers, with the rows and `k` of
+/// [`Op::rows_and_k`](crate::Op::rows_and_k); with others they may panic.
+#[derive(Clone)]
+pub struct Model<'a> {
+    head: Head<'a>,
+    tensors: [Tensor; MAX_TENSORS],
+    tensor_count: usize,
+    layers: Layers<'a>,
+    labels: Labels<'a>,
+    weights: &'a [u8],
+}
+
+impl<'a> Model<'a> {
+    /// Checks a whole file, and gives the model in it. Everything that `FORMAT.md` demands of a file is checked here, and
+    /// nowhere else: what a conforming runtime does with the result cannot fail, panic or overflow.
+    ///
+    /// `file` must be exactly the file: bytes after its end are an error. Any alignment will do; kernels may be faster where
+    /// it is a multiple of 16.
+    ///
+    /// # Errors
+    /// The first thing found wrong, as numbers: see [`ParseError`].
+    pub fn parse(file: &'a [u8]) -> Result<Self, ParseError> {
+        let (graph, weights) = sections(file)?;
+        let mut cursor = Cursor { rest: graph };
+
+        let head: Head = cursor.take(Part::Head)?;
+        for text in [head.name, head.provenance.data, head.provenance.method] {
+            check_text(text, Part::Head)?;
+        }
+
+        let mut tensors = [EMPTY; MAX_TENSORS];
+        let tensor_count = cursor.count(Part::Tensors, MAX_TENSORS)?;
+        for (i, tensor) in tensors.iter_mut().take(tensor_count).enumerate() {
+            *tensor = cursor.take(Part::Tensor(i as u8))?;
+        }
+
+        let layer_count = cursor.count(Part::Layers, MAX_LAYERS)?;
+        let layers = Layers {
+            rest: cursor.rest,
+            left: layer_count,
+        };
+        for i in 0..layer_count {
+            let layer: Layer = cursor.take(Part::Layer(i as u8))?;
+            check_text(layer.name, Part::Layer(i as u8))?;
+        }
+
+        let label_count = cursor.count(Part::Labels, MAX_CLASSES)?;
+        let labels = Labels {
+            rest: cursor.rest,
+            left: label_count,
+        };
+        for i in 0..label_count {
+            check_text(cursor.take(Part::Label(i as u16))?, Part::Label(i as u16))?;
+        }
+
+        if !cursor.rest.is_empty() {
+            return Err(ParseError::GraphTrailingBytes {
+                found: cursor.rest.len(),
+            });
+        }
+        let model = Model {
+            head,
+            tensors,
+            tensor_count,
+            layers,
+            labels,
+            weights,
+        };
+        check::check(&model)?;
+        Ok(model)
+    }
+
+    /// Name of the model, e.g. `resnet8`.
+    pub fn name(&self) -> &'a str {
+        self.head.name
+    }
+
+    /// Where the model comes from.
+    pub fn provenance(&self) -> Provenance<'a> {
+        self.head.provenance
+    }
+
+    /// Names of the classes, in the order of the logits.
+    pub fn labels(&self) -> Labels<'a> {
+        self.labels.clone()
+    }
+
+    /// Number of classes, logits and labels.
+    pub fn classes(&self) -> usize {
+        self.labels.left
+    }
+
+    /// The input image: tensor 0.
+    pub fn input(&self) -> &Tensor {
+        &self.tensors[0]
+    }
+
+    /// The logits: the last tensor, `I32`, `[1, 1, classes]`.
+    pub fn output(&self) -> &Tensor {
+        &self.tensors[self.tensor_count - 1]
+    }
+
+    /// All tensors: the input, then the output of each layer.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors[..self.tensor_count]
+    }
+
+    /// The layers in the order in which they run.
+    pub fn layers(&self) -> Layers<'a> {
+        self.layers.clone()
+    }
+
+    /// Layer `i`, or `None` past the last. Decodes the layers before it: walk [`Model::layers`] where all are wanted.
+    pub fn layer(&self, i: usize) -> Option<Layer<'a>> {
+        self.layers().nth(i)
+    }
+
+    /// The code of each pixel value, `i8[channels][256]`: pixel value `v` of channel `c` becomes code `c * 256 + v`.
+    pub fn input_table(&self) -> &'a [u8] {
+        let start = self.head.input_table as usize;
+        &self.weights[start..start + self.input().channels as usize * 256]
+    }
+
+    /// Bytes of RAM that the runtime needs for tensors and scratch.
+    pub fn arena_bytes(&self) -> usize {
+        self.head.plan.arena_bytes as usize
+    }
+
+    /// The part of the arena that overlaps no tensor: at least one unpacked row (`k` bytes) of every layer.
+    pub fn scratch(&self) -> Range<usize> {
+        let start = self.head.plan.scratch_offset as usize;
+        start..start + self.head.plan.scratch_bytes as usize
+    }
+
+    /// The arena plan as the file has it.
+    pub fn plan(&self) -> Plan {
+        self.head.plan
+    }
+
+    /// All weights, tables and per-channel parameters.
+    pub fn weights_section(&self) -> &'a [u8] {
+        self.weights
+    }
+
+    /// Packed weights: `rows` rows of [`Width::row_bytes`](crate::Width::row_bytes)`(k)` bytes each.
+    pub fn rows(&self, weights: &Weights, rows: usize, k: usize) -> &'a [u8] {
+        self.slice(weights.offset, rows * weights.width.row_bytes(k))
+    }
+
+    /// `bias: i32[rows]`.
+    pub fn bias(&self, weights: &Weights, rows: usize) -> I32Array<'a> {
+        self.i32s(weights.bias, rows)
+    }
+
+    /// `multiplier: i32[rows]`, Q31.
+    pub fn multiplier(&self, requantize: &Requantize, rows: usize) -> I32Array<'a> {
+        self.i32s(requantize.multiplier, rows)
+    }
+
+    /// `shift: u8[rows]`.
+    pub fn shift(&self, requantize: &Requantize, rows: usize) -> &'a [u8] {
+        self.slice(requantize.shift, rows)
+    }
+
+    pub(crate) fn head(&self) -> &Head<'a> {
+        &self.head
+    }
+
+    fn i32s(&self, offset: u32, len: usize) -> I32Array<'a> {
+        I32Array {
+            words: self.slice(offset, len * 4).as_chunks().0,
+        }
+    }
+
+    fn slice(&self, offset: u32, bytes: usize) -> &'a [u8] {
+        let start = offset as usize;
+        &self.weights[start..start + bytes]
+    }
+}
+
+impl fmt::Debug for Model<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("name", &self.name())
+            .field("layers", &self.layers.left)
+            .field("classes", &self.classes())
+            .field("arena_bytes", &self.arena_bytes())
+            .field("weights_bytes", &self.weights.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The layers of a model, in the order in which they run.
+#[derive(Clone, Debug)]
+pub struct Layers<'a> {
+    rest: &'a [u8],
+    left: usize,
+}
+
+impl<'a> Iterator for Layers<'a> {
+    type Item = Layer<'a>;
+
+    fn next(&mut self) -> Option<Layer<'a>> {
+        next(&mut self.rest, &mut self.left)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Layers<'_> {}
+
+/// The names of a model's classes, in the order of the logits.
+#[derive(Clone, Debug)]
+pub struct Labels<'a> {
+    rest: &'a [u8],
+    left: usize,
+}
+
+impl<'a> Iterator for Labels<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        next(&mut self.rest, &mut self.left)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Labels<'_> {}
+
+/// Little-endian `i32`s, read in place at any alignment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct I32Array<'a> {
+    words: &'a [[u8; 4]],
+}
+
+impl<'a> I32Array<'a> {
+    /// Number of elements.
+    pub const fn len(&self) -> usize {
+        self.words.len()
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// Element `i`.
+    ///
+    /// # Panics
+    /// Where `i >= len()`.
+    #[inline]
+    pub const fn get(&self, i: usize) -> i32 {
+        i32::from_le_bytes(self.words[i])
+    }
+
+    /// All elements.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = i32> + 'a {
+        self.words.iter().map(|word| i32::from_le_bytes(*word))
+    }
+}
+
+/// The CRC of a file of which all lengths are right: every byte but the CRC's own.
+pub(crate) fn checksum(file: &[u8]) -> u32 {
+    const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+    let mut digest = CRC.digest();
+    digest.update(&file[..HEADER_BYTES - 4]);
+    digest.update(&file[HEADER_BYTES..]);
+    digest.finalize()
+}
+
+/// What precedes the sequences in the encoded graph.
+#[derive(Clone, Copy, Deserialize)]
+pub(crate) struct Head<'a> {
+    #[serde(borrow)]
+    pub(crate) name: &'a str,
+    #[serde(borrow)]
+    pub(crate) provenance: Provenance<'a>,
+    pub(crate) plan: Plan,
+    pub(crate) input_table: u32,
+}
+
+/// Checks the header, the lengths, the CRC and the padding; gives the graph and the weights section.
+fn sections(file: &[u8]) -> Result<(&[u8], &[u8]), ParseError> {
+    let magic = file.get(..MAGIC.len()).unwrap_or(file);
+    if magic != &MAGIC[..magic.len()] {
+        return Err(ParseError::NotAModel);
+    }
+    let Some((header, body)) = file.split_first_chunk::<HEADER_BYTES>() else {
+        return Err(ParseError::Truncated {
+            found: file.len(),
+            needed: HEADER_BYTES as u32,
+        });
+    };
+    let u16_at = |i: usize| u16::from_le_bytes([header[i], header[i + 1]]);
+    let u32_at = |i: usize| u32::from_le_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]);
+
+    // The version comes first: what the other fields mean is known only for versions up to ours.
+    match u16_at(8) {
+        VERSION => {}
+        0 => return Err(ParseError::VersionZero),
+        found => return Err(ParseError::NewerVersion { found }),
+    }
+    if u16_at(10) != HEADER_BYTES as u16 {
+        return Err(ParseError::HeaderBytes { found: u16_at(10) });
+    }
+    let (graph_bytes, weights_offset, weights_bytes, file_bytes) = (u32_at(12), u32_at(16), u32_at(20), u32_at(24));
+    if u64::from(weights_offset) != (HEADER_BYTES as u64 + u64::from(graph_bytes)).next_multiple_of(ALIGNMENT as u64) {
+        return Err(ParseError::WeightsOffset {
+            found: weights_offset,
+            graph_bytes,
+        });
+    }
+    if u64::from(file_bytes) != u64::from(weights_offset) + u64::from(weights_bytes) {
+        return Err(ParseError::FileBytes {
+            found: file_bytes,
+            weights_offset,
+            weights_bytes,
+        });
+    }
+    if (file.len() as u64) < u64::from(file_bytes) {
+        return Err(ParseError::Truncated {
+            found: file.len(),
+            needed: file_bytes,
+        });
+    }
+    if file.len() as u64 > u64::from(file_bytes) {
+        return Err(ParseError::TrailingBytes {
+            found: file.len(),
+            file_bytes,
+        });
+    }
+    let (stored, computed) = (u32_at(28), checksum(file));
+    if stored != computed {
+        return Err(ParseError::Checksum { stored, computed });
+    }
+    let (graph, rest) = body.split_at(graph_bytes as usize);
+    let (padding, weights) = rest.split_at(weights_offset as usize - HEADER_BYTES - graph_bytes as usize);
+    if padding.iter().any(|&byte| byte != 0) {
+        return Err(ParseError::Padding);
+    }
+    Ok((graph, weights))
+}
+
+/// The part of the graph not decoded yet.
+struct Cursor<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    fn take<T: Deserialize<'a>>(&mut self, part: Part) -> Result<T, ParseError> {
+        let (value, rest) = postcard::take_from_bytes(self.rest).map_err(|_| ParseError::Graph { part })?;
+        self.rest = rest;
+        Ok(value)
+    }
+
+    fn count(&mut self, part: Part, limit: usize) -> Result<usize, ParseError> {
+        let found: u32 = self.take(part)?;
+        if found as usize > limit {
+            return Err(ParseError::TooMany {
+                part,
+                found,
+                limit: limit as u32,
+            });
+        }
+        Ok(found as usize)
+    }
+}
+
+/// Decodes what `parse` has decoded before.
+fn next<'a, T: Deserialize<'a>>(rest: &mut &'a [u8], left: &mut usize) -> Option<T> {
+    *left = left.checked_sub(1)?;
+    let (value, after) = postcard::take_from_bytes(rest).ok()?;
+    *rest = after;
+    Some(value)
+}
+
+fn check_text(text: &str, part: Part) -> Result<(), ParseError> {
+    if text.len() > MAX_TEXT_BYTES {
+        return Err(ParseError::TextTooLong { part, found: text.len() });
+    }
+    if text.chars().any(char::is_control) {
+        return Err(ParseError::ControlCharacter { part });
+    }
+    Ok(())
+}
+
+const EMPTY: Tensor = Tensor {
+    height: 0,
+    width: 0,
+    channels: 0,
+    element: Element::I8,
+    zero_point: 0,
+    scale: Scale(0),
+    offset: 0,
+};
