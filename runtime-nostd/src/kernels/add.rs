@@ -1,0 +1,20 @@
+//! Residual addition.
+
+use core::cell::Cell;
+use core::ops::Range;
+
+use crate::requantize::AddRequantizer;
+
+/// Elementwise sum of two tensors of one shape, each with its own scale.
+///
+/// The output may lie where one of the inputs does, and the inputs may be one tensor: the three are ranges of the arena,
+/// which is borrowed as cells, so that overlap is defined and needs no copy.
+///
+/// # Shapes
+/// `a`, `b`, `y`: ranges of one length
+pub(crate) fn add(arena: &mut [u8], a: Range<usize>, b: Range<usize>, y: Range<usize>, rule: AddRequantizer) {
+    let cells = Cell::from_mut(arena).as_slice_of_cells();
+    for ((a, b), y) in cells[a].iter().zip(&cells[b]).zip(&cells[y]) {
+        y.set(rule.apply(a.get() as i8, b.get() as i8) as u8);
+    }
+}
