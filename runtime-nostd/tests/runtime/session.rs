@@ -1,0 +1,132 @@
+//! The session around the kernels: arena, image, logits, observer.
+
+use crate::net::{FILL, Net, Random, Rows, run_pixels};
+use adcorda_runtime::formats::{Model, Op, Width};
+use adcorda_runtime::{ArenaTooSmall, Image, ImageSize, Session};
+
+/// `2 x 3 x 2` pixels to as many classes as there are biases, with weights of zero.
+fn biases(bias: &[i32]) -> Vec<u8> {
+    let mut net = Net::new(2, 3, 2, 0);
+    let weights = net.weights(&Rows {
+        width: Width::W2,
+        codes: vec![vec![0; 12]; bias.len()],
+        bias: bias.to_vec(),
+    });
+    net.logits(Op::Logits { input: 0, weights }, bias.len());
+    net.file()
+}
+
+#[test]
+fn an_arena_one_byte_too_small_is_refused() {
+    let file = biases(&[1, 2]);
+    let model = Model::parse(&file).unwrap();
+    let need = model.arena_bytes();
+    for have in [0, need - 1] {
+        let error = Session::new(&model, &mut vec![FILL; have]).unwrap_err();
+        assert_eq!(error, ArenaTooSmall { need, have });
+        assert_eq!(
+            error.to_string(),
+            format!("the arena has {have} bytes, the model needs {need}")
+        );
+    }
+}
+
+#[test]
+fn a_longer_arena_is_left_alone_behind_the_plan() {
+    let file = biases(&[1, 2]);
+    let model = Model::parse(&file).unwrap();
+    let need = model.arena_bytes();
+    let mut arena = vec![FILL; need + 100];
+    let mut session = Session::new(&model, &mut arena).unwrap();
+    assert_eq!(session.run(Image::new(&model, &[7; 12]).unwrap(), &mut ()).top1(), 1);
+    assert!(arena[need..].iter().all(|&byte| byte == FILL));
+}
+
+#[test]
+fn an_image_of_another_size_is_refused() {
+    let file = biases(&[1, 2]);
+    let model = Model::parse(&file).unwrap();
+    for have in [0, 11, 13, 24] {
+        let error = Image::new(&model, &vec![0; have]).unwrap_err();
+        assert_eq!(error, ImageSize { need: 12, have });
+        assert_eq!(error.to_string(), format!("the image has {have} bytes, the model takes 12"));
+    }
+    assert!(Image::new(&model, &[0; 12]).is_ok());
+}
+
+#[test]
+fn logits_are_the_accumulators_and_the_first_of_equal_ones_wins() {
+    for (bias, top1) in [
+        (&[3][..], 0),
+        (&[1, 5, 5, 2], 1),
+        (&[-7, -7, -7], 0),
+        (&[-9, -8, -7], 2),
+        (&[i32::MAX - 1536, -1, 0], 0),
+        (&[-(i32::MAX - 1536), -(i32::MAX - 1536)], 0),
+    ] {
+        let file = biases(bias);
+        let model = Model::parse(&file).unwrap();
+        let mut arena = vec![FILL; model.arena_bytes()];
+        let mut session = Session::new(&model, &mut arena).unwrap();
+        let logits = session.run(Image::new(&model, &[255; 12]).unwrap(), &mut ());
+        assert_eq!(logits.iter().collect::<Vec<_>>(), bias);
+        assert_eq!(logits.len(), bias.len());
+        assert!(!logits.is_empty());
+        for (class, &logit) in bias.iter().enumerate() {
+            assert_eq!(logits.get(class), Some(logit));
+        }
+        assert_eq!(logits.get(bias.len()), None);
+        assert_eq!(logits.top1(), top1, "{bias:?}");
+        assert_eq!(format!("{logits:?}"), format!("{bias:?}"));
+    }
+}
+
+#[test]
+fn pixels_go_through_the_table_of_their_channel() {
+    let mut random = Random::new(0x1A);
+    for channels in 1..=4 {
+        let table: Vec<[i8; 256]> = (0..channels).map(|_| std::array::from_fn(|_| random.code())).collect();
+        let net = {
+            let mut net = Net::with_table(16, 16, 3, &table);
+            let k = net.tensor(0).elements();
+            let weights = net.weights(&Rows {
+                width: Width::W1,
+                codes: vec![vec![1; k]],
+                bias: vec![0],
+            });
+            net.logits(Op::Logits { input: 0, weights }, 1);
+            net
+        };
+        // Every value in every channel.
+        let pixels: Vec<u8> = (0..256 * channels)
+            .map(|i| (i / channels + 31 * (i % channels)) as u8)
+            .collect();
+        let codes: Vec<u8> = pixels
+            .iter()
+            .enumerate()
+            .map(|(i, &pixel)| table[i % channels][usize::from(pixel)] as u8)
+            .collect();
+        let ran = run_pixels(&net.file(), &pixels);
+        assert_eq!(ran.input, codes);
+        assert_eq!(ran.logits, [codes.iter().map(|&code| i32::from(code as i8)).sum()]);
+    }
+}
+
+#[test]
+fn one_session_classifies_many_images() {
+    let mut net = Net::new(1, 1, 2, 0);
+    let weights = net.weights(&Rows {
+        width: Width::W4,
+        codes: vec![vec![1, 0], vec![0, 1]],
+        bias: vec![0, 0],
+    });
+    net.logits(Op::Logits { input: 0, weights }, 2);
+    let file = net.file();
+    let model = Model::parse(&file).unwrap();
+    let mut arena = vec![FILL; model.arena_bytes()];
+    let mut session = Session::new(&model, &mut arena).unwrap();
+    for (pixels, logits) in [([0, 255], [-128, 127]), ([255, 0], [127, -128]), ([128, 128], [0, 0])] {
+        let image = Image::new(session.model(), &pixels).unwrap();
+        assert_eq!(session.run(image, &mut ()).iter().collect::<Vec<_>>(), logits);
+    }
+}
