@@ -1,1 +1,702 @@
-//! (being written)
+//! Networks on burn: one module that interprets a [`Network`], with fake quantization that gradients pass through.
+//!
+//! This is the one place that names burn's layers and operations; training and attacks use the aliases below, so that a move
+//! to another version of burn stays local. Two types of tensor, one device: [`Inner`] computes, [`Auto`] also records a graph,
+//! and mixing them up does not compile.
+//!
+//! BatchNorm is here because burn's own updates its statistics whenever gradients are recorded, which an attack on a frozen
+//! network must not do. Everything per channel works on `[n * channels, height * width]`: a 4-D broadcast costs ten times as
+//! much on flex.
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::module::{Module, Param, ParamId, RunningState};
+use burn::tensor::backend::Backend;
+use burn::tensor::module::{avg_pool2d, conv2d, max_pool2d};
+use burn::tensor::ops::{PadMode, PaddedConvOptions};
+use burn::tensor::{Tensor, TensorData, TensorPrimitive, activation};
+use burn_dispatch::{Dispatch, DispatchDevice};
+
+use crate::data::{Dataset, batch};
+use crate::device::Device;
+use crate::network::{BatchNorm, Network, Op, Window};
+use crate::quantize::{self, ActivationQuantizer, Quantization, WeightQuantizer, Width, weights};
+use crate::state_dict::{Array, StateDict};
+use crate::{Error, ErrorKind, Result};
+
+/// Tensors without a graph.
+pub type Inner = Dispatch;
+/// Tensors that record how they came about.
+pub type Auto = burn::backend::Autodiff<Inner>;
+
+/// Share of a new batch in the running statistics.
+const MOMENTUM: f64 = 0.1;
+
+/// Which statistics BatchNorm uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The batch's; the running ones move towards them.
+    Train,
+    /// The running ones, which stay as they are; differentiable all the same.
+    Frozen,
+}
+
+/// What the network computes of a batch.
+#[derive(Clone, Debug)]
+pub struct Output<B: Backend> {
+    /// Input of the last layer, `[n, features]`.
+    pub features: Tensor<B, 2>,
+    /// `[n, classes]`, not quantized.
+    pub logits: Tensor<B, 2>,
+}
+
+/// A backend that can quantize an activation in passing: [`Inner`] and [`Auto`].
+pub trait FakeQuantize: Backend<Device = DispatchDevice, FloatElem = f32> {
+    /// `x` limited to `low..=high` and rounded to whole multiples of `step`. The gradient passes where `x` is within.
+    fn fake_quantize(x: Tensor<Self, 4>, step: f32, low: f32, high: f32) -> Tensor<Self, 4>;
+}
+
+/// The network's parameters, one entry a layer.
+#[derive(Module, Debug)]
+pub struct Net<B: Backend> {
+    layers: Vec<Parameters<B>>,
+}
+
+/// Parameters of a layer: none, or at least weights.
+#[derive(Module, Debug)]
+pub struct Parameters<B: Backend> {
+    /// `[rows, values of a row]`: convolutions too, so that a row is an output channel everywhere.
+    weight: Option<Param<Tensor<B, 2>>>,
+    bias: Option<Param<Tensor<B, 1>>>,
+    norm: Option<Norm<B>>,
+}
+
+/// BatchNorm: scale, shift, and running statistics.
+#[derive(Module, Debug)]
+pub struct Norm<B: Backend> {
+    gamma: Param<Tensor<B, 1>>,
+    beta: Param<Tensor<B, 1>>,
+    mean: RunningState<Tensor<B, 1>>,
+    variance: RunningState<Tensor<B, 1>>,
+}
+
+/// As [`Mode`], with the share of the batch.
+#[derive(Clone, Copy)]
+enum Statistics {
+    Batch { momentum: f64 },
+    Running,
+}
+
+impl<B: FakeQuantize> Net<B> {
+    /// The network's parameters from the host.
+    ///
+    /// A parameter's id is its position, so that an optimizer's state, which burn keys by id, fits a network built anew.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Weights`] as [`StateDict::check`].
+    pub fn from_state(network: &Network, state: &StateDict, device: &Device) -> Result<Self> {
+        state.check(network)?;
+        let device = device.dispatch();
+        let mut next_id = 0u64;
+        let mut id = || {
+            next_id += 1;
+            ParamId::from(next_id)
+        };
+        let vector = |name: &str| -> Result<Tensor<B, 1>> {
+            let array = state.get(name)?;
+            Ok(Tensor::from_data(
+                TensorData::new(array.values.clone(), [array.values.len()]),
+                device,
+            ))
+        };
+        let mut layers = Vec::with_capacity(network.layers.len());
+        for layer in &network.layers {
+            let name = &layer.name;
+            let weight = if layer.op.has_weights() {
+                let array = state.get(&format!("{name}.weight"))?;
+                let data = TensorData::new(array.values.clone(), [array.rows(), array.row_len()]);
+                Some(Param::initialized(id(), Tensor::from_data(data, device).require_grad()))
+            } else {
+                None
+            };
+            let mut parameter = |name: &str| Ok::<_, Error>(Param::initialized(id(), vector(name)?.require_grad()));
+            let bias = layer.op.has_bias().then(|| parameter(&format!("{name}.bias"))).transpose()?;
+            let norm = match layer.op.batch_norm() {
+                Some(BatchNorm { name, .. }) => Some(Norm {
+                    gamma: parameter(&format!("{name}.weight"))?,
+                    beta: parameter(&format!("{name}.bias"))?,
+                    mean: RunningState::with_id(id(), vector(&format!("{name}.running_mean"))?),
+                    variance: RunningState::with_id(id(), vector(&format!("{name}.running_var"))?),
+                }),
+                None => None,
+            };
+            layers.push(Parameters { weight, bias, norm });
+        }
+        Ok(Self { layers })
+    }
+
+    /// The parameters back on the host. `network` must be the one that this was built from.
+    pub fn to_state(&self, network: &Network) -> StateDict {
+        let mut state = StateDict::default();
+        let shapes = network.parameters().unwrap_or_default();
+        let mut tensors = self.layers.iter().flat_map(Parameters::tensors);
+        for (name, shape) in shapes {
+            if let Some(values) = tensors.next() {
+                state.tensors.insert(name, Array { shape, values });
+            }
+        }
+        state
+    }
+
+    /// Runs a batch.
+    ///
+    /// Weights and activations are quantized as `quantization` says and gradients pass straight through; without it, all is
+    /// float.
+    ///
+    /// # Shapes
+    /// `x: [n, channels, height, width]`, pixels 0 to 255.
+    ///
+    /// # Panics
+    /// Where `network` is not the one that this was built from, or `x` has another size than its input.
+    pub fn forward(&self, network: &Network, quantization: Option<&Quantization>, x: Tensor<B, 4>, mode: Mode) -> Output<B> {
+        let statistics = match mode {
+            Mode::Train => Statistics::Batch { momentum: MOMENTUM },
+            Mode::Frozen => Statistics::Running,
+        };
+        let weights = quantization.map_or(&[][..], |q| &q.weights);
+        let activations = quantization.map_or(&[][..], |q| &q.activations);
+        self.run(network, weights, activations, x, statistics, |_, _| {})
+    }
+
+    /// [`forward`](Self::forward) with all its switches. Empty `weights`: taken as they are; empty `activations`: float.
+    /// `observe` sees every value that is no logit.
+    fn run(
+        &self,
+        network: &Network,
+        weights: &[Option<WeightQuantizer>],
+        activations: &[ActivationQuantizer],
+        x: Tensor<B, 4>,
+        statistics: Statistics,
+        mut observe: impl FnMut(usize, &Tensor<B, 4>),
+    ) -> Output<B> {
+        // Number of the last layer that reads each value: after it, the value is dropped.
+        let mut last_use = vec![0; network.layers.len() + 1];
+        for (index, layer) in network.layers.iter().enumerate() {
+            for &input in &layer.inputs {
+                last_use[input] = index;
+            }
+        }
+        let x = normalize(x, &network.normalization.mean, &network.normalization.std);
+        let x = finish(x, false, activations.first());
+        observe(0, &x);
+        let mut values: Vec<Option<Tensor<B, 4>>> = vec![Some(x)];
+        for (index, (layer, parameters)) in network.layers.iter().zip(&self.layers).enumerate() {
+            let mut read = |input: usize| {
+                let value = if last_use[input] == index && layer.inputs.iter().filter(|&&i| i == input).count() == 1 {
+                    values[input].take()
+                } else {
+                    values[input].clone()
+                };
+                value.expect("a checked network reads values that exist")
+            };
+            let x = read(layer.inputs[0]);
+            let quantizer = activations.get(index + 1);
+            let y = match &layer.op {
+                Op::Conv2d {
+                    window,
+                    batch_norm,
+                    relu,
+                    ..
+                }
+                | Op::DepthwiseConv2d {
+                    window,
+                    batch_norm,
+                    relu,
+                    ..
+                } => {
+                    let weight = parameters.weight(weights.get(index));
+                    let y = parameters.convolve(x, weight, window, batch_norm.as_ref(), statistics);
+                    finish(y, *relu, quantizer)
+                }
+                Op::Linear { relu, .. } => {
+                    let weight = parameters.weight(weights.get(index));
+                    let features = x.flatten::<2>(1, 3);
+                    let mut y = features.clone().matmul(weight.transpose());
+                    if let Some(bias) = &parameters.bias {
+                        y = y + bias.val().unsqueeze();
+                    }
+                    if index + 1 == network.layers.len() {
+                        return Output { features, logits: y };
+                    }
+                    let [n, outputs] = y.dims();
+                    finish(y.reshape([n, outputs, 1, 1]), *relu, quantizer)
+                }
+                Op::Add { relu } => finish(x + read(layer.inputs[1]), *relu, quantizer),
+                Op::AvgPool { window } => finish(average(x, window), false, quantizer),
+                // These only move values that are quantized already, and share their quantizer.
+                Op::MaxPool { window } => maximum(x, window),
+                Op::Subsample {
+                    stride,
+                    channels_before,
+                    channels_after,
+                } => subsample(x, *stride, *channels_before, *channels_after),
+            };
+            observe(index + 1, &y);
+            values.push(Some(y));
+        }
+        unreachable!("a checked network ends with a linear layer")
+    }
+}
+
+impl<B: FakeQuantize> Parameters<B> {
+    /// The weight as the layer multiplies with it, `[rows, values of a row]`.
+    fn weight(&self, quantizer: Option<&Option<WeightQuantizer>>) -> Tensor<B, 2> {
+        let weight = self.weight.as_ref().expect("the layer was built with weights").val();
+        match quantizer {
+            Some(Some(quantizer)) => fake_quantize_weight(weight, quantizer),
+            Some(None) | None => weight,
+        }
+    }
+
+    /// Convolution, then BatchNorm. The bias is left to BatchNorm where there is one: batch statistics cancel it, and with
+    /// running ones it is part of the shift; so it costs no pass over the activations.
+    fn convolve(
+        &self,
+        x: Tensor<B, 4>,
+        weight: Tensor<B, 2>,
+        window: &Window,
+        batch_norm: Option<&BatchNorm>,
+        statistics: Statistics,
+    ) -> Tensor<B, 4> {
+        let [rows, row_len] = weight.dims();
+        let channels = x.dims()[1];
+        let kernel = [window.kernel_height as usize, window.kernel_width as usize];
+        // A depthwise row has one input channel, any other all of them.
+        let row_channels = row_len / (kernel[0] * kernel[1]);
+        let options = PaddedConvOptions::asymmetric(
+            [window.stride_height as usize, window.stride_width as usize],
+            [window.pad_top as usize, window.pad_left as usize],
+            [window.pad_bottom as usize, window.pad_right as usize],
+            [1, 1],
+            channels / row_channels,
+        );
+        let weight = weight.reshape([rows, row_channels, kernel[0], kernel[1]]);
+        let bias = self.bias.as_ref().map(Param::val);
+        match (&self.norm, batch_norm) {
+            (Some(norm), Some(BatchNorm { epsilon, .. })) => {
+                norm.forward(conv2d(x, weight, None, options), bias, *epsilon, statistics)
+            }
+            _ => conv2d(x, weight, bias, options),
+        }
+    }
+
+    /// Every tensor's values, in the order of [`Network::parameters`].
+    fn tensors(&self) -> Vec<Vec<f32>> {
+        let mut tensors = Vec::new();
+        tensors.extend(self.weight.iter().map(|weight| to_host(weight.val())));
+        tensors.extend(self.bias.iter().map(|bias| to_host(bias.val())));
+        if let Some(norm) = &self.norm {
+            tensors.push(to_host(norm.gamma.val()));
+            tensors.push(to_host(norm.beta.val()));
+            tensors.push(to_host(norm.mean.value_sync()));
+            tensors.push(to_host(norm.variance.value_sync()));
+        }
+        tensors
+    }
+}
+
+impl<B: FakeQuantize> Norm<B> {
+    /// Normalizes a convolution's output that still lacks `bias`.
+    fn forward(&self, x: Tensor<B, 4>, bias: Option<Tensor<B, 1>>, epsilon: f32, statistics: Statistics) -> Tensor<B, 4> {
+        let [n, c, h, w] = x.dims();
+        let x = x.reshape([n * c, h * w]);
+        let column = |per_channel: Tensor<B, 1>| per_channel.reshape([1, c]).repeat_dim(0, n).reshape([n * c, 1]);
+        let y = match statistics {
+            Statistics::Batch { momentum } => {
+                let mean_of = |x: Tensor<B, 2>| x.mean_dim(1).reshape([n, c]).mean_dim(0).reshape([c]);
+                let mean: Tensor<B, 1> = mean_of(x.clone());
+                let centred = x - column(mean.clone());
+                let variance: Tensor<B, 1> = mean_of(centred.clone().square());
+                // The running variance is the unbiased one, as in PyTorch.
+                let count = (n * h * w) as f64;
+                let unbiased = variance.clone() * (count / (count - 1.0).max(1.0));
+                let mean = match bias {
+                    Some(bias) => mean + bias,
+                    None => mean,
+                };
+                for (running, batch) in [(&self.mean, mean), (&self.variance, unbiased)] {
+                    running.update(running.value_sync() * (1.0 - momentum) + batch.detach() * momentum);
+                    // Until it is read, the update waits in a queue that copies and saves do not see.
+                    running.value_sync();
+                }
+                centred * column(self.gamma.val() / (variance + epsilon).sqrt()) + column(self.beta.val())
+            }
+            Statistics::Running => {
+                let gain = self.gamma.val() / (self.variance.value_sync() + epsilon).sqrt();
+                let mean = match bias {
+                    Some(bias) => self.mean.value_sync() - bias,
+                    None => self.mean.value_sync(),
+                };
+                x * column(gain.clone()) + column(self.beta.val() - mean * gain)
+            }
+        };
+        y.reshape([n, c, h, w])
+    }
+}
+
+/// A network as it is deployed: weights quantized once, on the host, by the function that export uses; running statistics;
+/// no parameter records a gradient.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    network: Network,
+    activations: Vec<ActivationQuantizer>,
+    net: Net<Inner>,
+    tracking: Net<Auto>,
+    device: Device,
+}
+
+impl Frozen {
+    /// # Errors
+    /// [`ErrorKind::Weights`] where weights or quantization do not fit the network.
+    pub fn new(network: &Network, state: &StateDict, quantization: Option<&Quantization>, device: &Device) -> Result<Self> {
+        let (state, activations) = match quantization {
+            Some(quantization) => {
+                state.check(network)?;
+                quantization.check(network)?;
+                (
+                    quantize::dequantized(network, state, quantization)?,
+                    quantization.activations.clone(),
+                )
+            }
+            None => (state.clone(), Vec::new()),
+        };
+        Ok(Self {
+            network: network.clone(),
+            activations,
+            net: Net::from_state(network, &state, device)?,
+            tracking: Net::from_state(network, &state, device)?.no_grad(),
+            device: device.clone(),
+        })
+    }
+
+    /// Runs a batch of pixels `[n, channels, height, width]`, 0 to 255.
+    ///
+    /// # Panics
+    /// Where `x` has another size than the network's input.
+    pub fn forward(&self, x: Tensor<Inner, 4>) -> Output<Inner> {
+        self.net
+            .run(&self.network, &[], &self.activations, x, Statistics::Running, |_, _| {})
+    }
+
+    /// The gradient of a loss with respect to the pixels, and what the network computed of them.
+    ///
+    /// `loss` makes one number of the output; to get each image's own gradient, sum over images.
+    ///
+    /// # Panics
+    /// Where `x` has another size than the network's input, or the loss does not depend on the output.
+    pub fn input_gradient(
+        &self,
+        x: Tensor<Inner, 4>,
+        loss: impl FnOnce(Output<Auto>) -> Tensor<Auto, 1>,
+    ) -> (Tensor<Inner, 4>, Output<Inner>) {
+        let x = Tensor::<Auto, 4>::from_inner(x).require_grad();
+        let output = self.tracking.run(
+            &self.network,
+            &[],
+            &self.activations,
+            x.clone(),
+            Statistics::Running,
+            |_, _| {},
+        );
+        let detached = Output {
+            features: output.features.clone().inner(),
+            logits: output.logits.clone().inner(),
+        };
+        let gradients = loss(output).backward();
+        let gradient = x.grad(&gradients).expect("the loss depends on the network's output");
+        (gradient, detached)
+    }
+
+    /// Logits of every image, `[images, classes]`, computed `batch` at a time.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Data`] where the images have another size than the network's input.
+    pub fn logits_of(&self, images: &Dataset, batch: usize) -> Result<Vec<f32>> {
+        let mut logits = Vec::with_capacity(images.len() * self.network.classes());
+        for batch in batches(&self.network, images, batch)? {
+            let x = to_device(images, &batch, &self.device);
+            logits.extend(to_host(self.forward(x).logits));
+        }
+        Ok(logits)
+    }
+
+    /// The class with the largest logit of every image, the first one of equals.
+    ///
+    /// # Errors
+    /// As [`logits_of`](Self::logits_of).
+    pub fn predict(&self, images: &Dataset) -> Result<Vec<u16>> {
+        let logits = self.logits_of(images, BATCH)?;
+        Ok(logits.chunks_exact(self.network.classes()).map(top1).collect())
+    }
+
+    /// Share of images whose largest logit is their class's, in per cent; 0 of no images.
+    ///
+    /// # Errors
+    /// As [`logits_of`](Self::logits_of).
+    pub fn accuracy(&self, images: &Dataset) -> Result<f32> {
+        let right = self
+            .predict(images)?
+            .iter()
+            .zip(images.labels())
+            .filter(|(a, b)| a == b)
+            .count();
+        Ok(100.0 * right as f32 / images.len().max(1) as f32)
+    }
+
+    /// Shows `see` every value of every batch: its number and its elements, NCHW. Logits are not shown.
+    ///
+    /// # Errors
+    /// As [`logits_of`](Self::logits_of).
+    pub fn observe(&self, images: &Dataset, batch: usize, mut see: impl FnMut(usize, &[f32])) -> Result<()> {
+        for batch in batches(&self.network, images, batch)? {
+            let x = to_device(images, &batch, &self.device);
+            let see = |value: usize, tensor: &Tensor<Inner, 4>| see(value, &to_host(tensor.clone()));
+            self.net
+                .run(&self.network, &[], &self.activations, x, Statistics::Running, see);
+        }
+        Ok(())
+    }
+
+    /// The network it computes.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+/// Images evaluated at a time.
+const BATCH: usize = 128;
+
+/// Index of the largest, the first of equals.
+pub fn top1(logits: &[f32]) -> u16 {
+    let mut best = 0;
+    for (class, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = class;
+        }
+    }
+    best as u16
+}
+
+/// Running statistics over all images, for weights as they are in `state`: the average of the batches, each normalized by
+/// its own.
+///
+/// # Errors
+/// [`ErrorKind::Weights`] where the weights do not fit the network; [`ErrorKind::Data`] where the images have another size.
+pub fn estimate_statistics(
+    network: &Network,
+    state: &StateDict,
+    images: &Dataset,
+    batch: usize,
+    device: &Device,
+) -> Result<StateDict> {
+    let net = Net::<Inner>::from_state(network, state, device)?;
+    let mut seen = 0;
+    for batch in batches(network, images, batch)? {
+        seen += batch.len();
+        let statistics = Statistics::Batch {
+            momentum: batch.len() as f64 / seen as f64,
+        };
+        net.run(network, &[], &[], to_device(images, &batch, device), statistics, |_, _| {});
+    }
+    Ok(net.to_state(network))
+}
+
+/// Images as a tensor of pixels, `[n, channels, height, width]`.
+pub fn to_device(images: &Dataset, indices: &[usize], device: &Device) -> Tensor<Inner, 4> {
+    let planar = batch::to_planar_f32(indices.iter().map(|&i| images.image(i)), images.shape(), None);
+    pixels(planar, indices.len(), images.shape(), device)
+}
+
+/// Planar pixels `[n, channels, height, width]` as a tensor; `shape` is `[height, width, channels]`.
+///
+/// # Panics
+/// Where there are not `n` images of values.
+pub fn pixels(planar: Vec<f32>, n: usize, shape: [usize; 3], device: &Device) -> Tensor<Inner, 4> {
+    let [height, width, channels] = shape;
+    Tensor::from_data(TensorData::new(planar, [n, channels, height, width]), device.dispatch())
+}
+
+/// A tensor's values, row-major.
+pub fn to_host<B: Backend<FloatElem = f32>, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    tensor.into_data().into_vec().expect("every tensor of this program is of f32")
+}
+
+/// Indices of consecutive batches.
+fn batches(network: &Network, images: &Dataset, batch: usize) -> Result<Vec<Vec<usize>>> {
+    let input = network.input;
+    if images.shape() != [input.height, input.width, input.channels] {
+        let [height, width, channels] = images.shape();
+        return Err(Error::new(
+            ErrorKind::Data,
+            format!(
+                "{}: images are {height}x{width}x{channels}, network {} takes {}x{}x{}",
+                images.name, network.name, input.height, input.width, input.channels
+            ),
+        ));
+    }
+    let indices: Vec<usize> = (0..images.len()).collect();
+    Ok(indices.chunks(batch.max(1)).map(<[usize]>::to_vec).collect())
+}
+
+/// `(x - mean) / std` of each channel; nothing where that is the identity.
+fn normalize<B: FakeQuantize>(x: Tensor<B, 4>, mean: &[f32], std: &[f32]) -> Tensor<B, 4> {
+    if mean.iter().all(|&mean| mean == 0.0) && std.iter().all(|&std| std == 1.0) {
+        return x;
+    }
+    let [n, c, h, w] = x.dims();
+    let device = x.device();
+    let column = |per_channel: &[f32]| -> Tensor<B, 2> {
+        Tensor::from_data(TensorData::new(per_channel.repeat(n), [n * c, 1]), &device)
+    };
+    ((x.reshape([n * c, h * w]) - column(mean)) / column(std)).reshape([n, c, h, w])
+}
+
+/// The end of a layer: ReLU and quantization, in one where there are both.
+fn finish<B: FakeQuantize>(x: Tensor<B, 4>, relu: bool, quantizer: Option<&ActivationQuantizer>) -> Tensor<B, 4> {
+    match quantizer {
+        Some(&ActivationQuantizer { scale, zero_point }) => {
+            let real = |code: i32| scale * (code - i32::from(zero_point)) as f32;
+            let low = if relu { 0.0 } else { real(-128) };
+            B::fake_quantize(x, scale, low, real(127))
+        }
+        None if relu => activation::relu(x),
+        None => x,
+    }
+}
+
+/// As [`weights::quantize_rows`], straight through: the gradient of the quantized weight is the weight's.
+fn fake_quantize_weight<B: FakeQuantize>(weight: Tensor<B, 2>, quantizer: &WeightQuantizer) -> Tensor<B, 2> {
+    let [rows, row_len] = weight.dims();
+    let fixed = weight.clone().detach();
+    let groups = if quantizer.per_tensor {
+        fixed.clone().reshape([1, rows * row_len])
+    } else {
+        fixed.clone()
+    };
+    let quantized = match quantizer.width {
+        Width::W1 => {
+            let scale = groups.clone().abs().mean_dim(1).clamp_min(weights::MIN_SCALE);
+            // Twice "not negative" less one: the sign, with +1 for zero.
+            (groups.greater_equal_elem(0.0).float() * 2.0 - 1.0) * scale
+        }
+        Width::W2 => {
+            let magnitude = groups.clone().abs();
+            let threshold = magnitude.clone().mean_dim(1) * weights::TERNARY_THRESHOLD;
+            let kept = magnitude.clone().greater(threshold.expand(magnitude.shape())).float();
+            let count = kept.clone().sum_dim(1).clamp_min(1.0);
+            let scale = ((magnitude * kept.clone()).sum_dim(1) / count).clamp_min(weights::MIN_SCALE);
+            groups.sign() * kept * scale
+        }
+        Width::W4 | Width::W8 => {
+            let (min, max) = weights::code_range(quantizer.width);
+            let scales = quantizer.scales.clone();
+            let scale = Tensor::from_data(TensorData::new(scales, [groups.dims()[0], 1]), &weight.device());
+            (groups / scale.clone()).round().clamp(min, max) * scale
+        }
+    };
+    weight + (quantized.reshape([rows, row_len]) - fixed)
+}
+
+/// Mean of each window, padding counted as zero.
+fn average<B: FakeQuantize>(x: Tensor<B, 4>, window: &Window) -> Tensor<B, 4> {
+    let [n, c, h, w] = x.dims();
+    let (x, padding) = pad(x, window, 0.0);
+    let kernel = [window.kernel_height as usize, window.kernel_width as usize];
+    if padding == [0, 0] && x.dims() == [n, c, h, w] && kernel == [h, w] {
+        return x.reshape([n * c, h * w]).mean_dim(1).reshape([n, c, 1, 1]);
+    }
+    let stride = [window.stride_height as usize, window.stride_width as usize];
+    avg_pool2d(x, kernel, stride, padding, true, false)
+}
+
+/// Largest value of each window, padding left out.
+fn maximum<B: FakeQuantize>(x: Tensor<B, 4>, window: &Window) -> Tensor<B, 4> {
+    let (x, padding) = pad(x, window, f32::MIN);
+    let kernel = [window.kernel_height as usize, window.kernel_width as usize];
+    let stride = [window.stride_height as usize, window.stride_width as usize];
+    max_pool2d(x, kernel, stride, padding, [1, 1], false)
+}
+
+/// What the pooling operation can pad itself, which is the same on opposite sides and at most half a window; else `x` padded.
+fn pad<B: FakeQuantize>(x: Tensor<B, 4>, window: &Window, value: f32) -> (Tensor<B, 4>, [usize; 2]) {
+    let sides = [window.pad_left, window.pad_right, window.pad_top, window.pad_bottom].map(usize::from);
+    let [left, right, top, bottom] = sides;
+    let symmetric = left == right && top == bottom;
+    if symmetric && 2 * left <= window.kernel_width as usize && 2 * top <= window.kernel_height as usize {
+        return (x, [top, left]);
+    }
+    (x.pad((left, right, top, bottom), PadMode::Constant(value)), [0, 0])
+}
+
+/// Every `stride`-th row and column, zero channels before and after.
+fn subsample<B: FakeQuantize>(x: Tensor<B, 4>, stride: usize, before: usize, after: usize) -> Tensor<B, 4> {
+    let device = x.device();
+    let x = if stride == 1 {
+        x
+    } else {
+        max_pool2d(x, [1, 1], [stride, stride], [0, 0], [1, 1], false)
+    };
+    let [n, _, h, w] = x.dims();
+    let zeros = |channels| Tensor::zeros([n, channels, h, w], &device);
+    let parts = [
+        (before > 0).then(|| zeros(before)),
+        Some(x),
+        (after > 0).then(|| zeros(after)),
+    ];
+    Tensor::cat(parts.into_iter().flatten().collect(), 1)
+}
+
+impl FakeQuantize for Inner {
+    fn fake_quantize(x: Tensor<Self, 4>, step: f32, low: f32, high: f32) -> Tensor<Self, 4> {
+        // Limited in codes, so that the ends are exact multiples too.
+        let (low, high) = ((low / step).round(), (high / step).round());
+        (x / step).clamp(low, high).round() * step
+    }
+}
+
+impl FakeQuantize for Auto {
+    fn fake_quantize(x: Tensor<Self, 4>, step: f32, low: f32, high: f32) -> Tensor<Self, 4> {
+        /// Passes the gradient where the input was within its limits.
+        #[derive(Debug)]
+        struct PassWithin;
+
+        impl Backward<Inner, 1> for PassWithin {
+            type State = (Tensor<Inner, 4>, f32, f32);
+
+            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let (x, low, high) = ops.state;
+                unary::<Inner, _>(ops.parents, ops.node, grads, |gradient| {
+                    let gradient = Tensor::<Inner, 4>::from_primitive(TensorPrimitive::Float(gradient));
+                    let outside = x.clone().lower_elem(low).bool_or(x.greater_elem(high));
+                    gradient.mask_fill(outside, 0.0).into_primitive().tensor()
+                });
+            }
+        }
+
+        let quantized = <Inner as FakeQuantize>::fake_quantize(x.clone().inner(), step, low, high);
+        let quantized = quantized.into_primitive().tensor();
+        let node = x.clone().into_primitive().tensor().node;
+        let y = match PassWithin.prepare::<NoCheckpointing>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((x.inner(), low, high), quantized),
+            OpsKind::UnTracked(prep) => prep.finish(quantized),
+        };
+        Tensor::from_primitive(TensorPrimitive::Float(y))
+    }
+}

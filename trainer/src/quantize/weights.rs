@@ -1,0 +1,133 @@
+//! The weight quantizers on the host: from float weights to codes and scales.
+//!
+//! This is the definition: evaluation and export both go through [`quantize_rows`], and the fake quantization that training
+//! differentiates through ([`crate::nn`]) must agree with it. A row is all weights of one output channel, which share a
+//! scale; the last layer has a single scale for all its rows.
+//!
+//! # Source
+//! W1: Rastegari et al. 2016, XNOR-Net, section 3.1 (sign, mean magnitude). W2: Li et al. 2016, ternary weight networks,
+//! section 2.3 (threshold 0.7 of the mean magnitude). W4, W8: uniform, the clipping point with the least squared error.
+
+use super::{WeightQuantizer, Width};
+use crate::state_dict::Array;
+
+/// No scale is smaller, so that none is zero: a row of zeros has this scale.
+pub const MIN_SCALE: f32 = 1e-6;
+
+/// Ternary threshold as a share of the mean magnitude.
+pub const TERNARY_THRESHOLD: f32 = 0.7;
+
+/// Codes of a weight tensor and what they stand for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedWeights {
+    /// In the layout of the float tensor.
+    pub codes: Vec<i8>,
+    /// One a row, or a single one for the whole tensor.
+    pub scales: Vec<f32>,
+}
+
+impl QuantizedWeights {
+    /// `scale * code` of every weight.
+    pub fn dequantize(&self) -> Vec<f32> {
+        if self.codes.is_empty() {
+            return Vec::new();
+        }
+        let row_len = self.codes.len() / self.scales.len();
+        let rows = self.codes.chunks_exact(row_len).zip(&self.scales);
+        rows.flat_map(|(row, &scale)| row.iter().map(move |&code| scale * f32::from(code)))
+            .collect()
+    }
+}
+
+/// Quantizes a weight tensor, outermost dimension the output channels.
+///
+/// # Panics
+/// Where a W4 or W8 quantizer has another number of scales than the tensor has rows (one for per-tensor).
+pub fn quantize_rows(weights: &Array, quantizer: &WeightQuantizer) -> QuantizedWeights {
+    let mut codes = Vec::with_capacity(weights.values.len());
+    let mut scales = Vec::new();
+    for (index, row) in scale_groups(weights, quantizer.per_tensor).enumerate() {
+        let scale = match quantizer.width {
+            Width::W1 => {
+                codes.extend(row.iter().map(|&w| if w >= 0.0 { 1 } else { -1 }));
+                mean_magnitude(row.iter()).max(MIN_SCALE)
+            }
+            Width::W2 => {
+                let threshold = TERNARY_THRESHOLD * mean_magnitude(row.iter());
+                let ternary = |w: f32| if w.abs() <= threshold { 0 } else { w.signum() as i8 };
+                codes.extend(row.iter().map(|&w| ternary(w)));
+                mean_magnitude(row.iter().filter(|w| w.abs() > threshold)).max(MIN_SCALE)
+            }
+            Width::W4 | Width::W8 => {
+                let scale = quantizer.scales[index];
+                let (min, max) = code_range(quantizer.width);
+                codes.extend(row.iter().map(|&w| code(w, scale, min, max) as i8));
+                scale
+            }
+        };
+        scales.push(scale);
+    }
+    QuantizedWeights { codes, scales }
+}
+
+/// The scale with the least squared error for each row (or the tensor), over clipping points from 40 to 100 per cent of the
+/// largest magnitude; empty for W1 and W2.
+pub fn choose_scales(weights: &Array, width: Width, per_tensor: bool) -> Vec<f32> {
+    match width {
+        Width::W1 | Width::W2 => Vec::new(),
+        Width::W4 | Width::W8 => scale_groups(weights, per_tensor).map(|row| best_scale(row, width)).collect(),
+    }
+}
+
+/// Least and largest code, as floats.
+pub fn code_range(width: Width) -> (f32, f32) {
+    match width {
+        Width::W1 | Width::W2 => (-1.0, 1.0),
+        Width::W4 => (-8.0, 7.0),
+        Width::W8 => (-127.0, 127.0),
+    }
+}
+
+/// The rows, or the whole tensor as one.
+fn scale_groups(weights: &Array, per_tensor: bool) -> impl Iterator<Item = &[f32]> {
+    let len = if per_tensor { weights.values.len() } else { weights.row_len() };
+    weights.values.chunks_exact(len.max(1))
+}
+
+/// Mean of the magnitudes, 0 of none.
+fn mean_magnitude<'a>(values: impl Iterator<Item = &'a f32>) -> f32 {
+    let (mut sum, mut count) = (0.0, 0u32);
+    for value in values {
+        sum += f64::from(value.abs());
+        count += 1;
+    }
+    if count == 0 { 0.0 } else { (sum / f64::from(count)) as f32 }
+}
+
+fn code(w: f32, scale: f32, min: f32, max: f32) -> f32 {
+    (w / scale).round_ties_even().clamp(min, max)
+}
+
+fn best_scale(row: &[f32], width: Width) -> f32 {
+    let (min, max) = code_range(width);
+    let largest = row.iter().fold(0f32, |largest, w| largest.max(w.abs()));
+    // W4 has one more code below zero than above: its full range is half a step wider than `max`.
+    let full = largest / ((max - min) / 2.0);
+    let error = |scale: f32| -> f64 {
+        row.iter()
+            .map(|&w| {
+                let difference = w - scale * code(w, scale, min, max);
+                f64::from(difference * difference)
+            })
+            .sum()
+    };
+    let candidates = (40..=100).rev().map(|percent| (full * percent as f32 / 100.0).max(MIN_SCALE));
+    let mut best = (f64::INFINITY, MIN_SCALE);
+    for scale in candidates {
+        let error = error(scale);
+        if error < best.0 {
+            best = (error, scale);
+        }
+    }
+    best.1
+}
