@@ -54,6 +54,7 @@
 //! To see inside of a run (checksums, cycle counts, profiles), pass an [`Observer`] instead of `()`.
 #![no_std]
 #![deny(unsafe_code)]
+#![deny(clippy::float_arithmetic)]
 
 mod isa;
 mod kernels;

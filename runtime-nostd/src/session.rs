@@ -13,7 +13,6 @@ use crate::kernels::{self, ChannelRules, ChannelWeights, Input, Output};
 use crate::requantize::AddRequantizer;
 
 /// A model bound to the memory that it runs in.
-#[derive(Debug)]
 pub struct Session<'m> {
     model: &'m Model<'m>,
     /// As long as the model's plan says.
@@ -164,6 +163,12 @@ impl<'m> Session<'m> {
             },
             scratch,
         ))
+    }
+}
+
+impl fmt::Debug for Session<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("model", self.model).finish_non_exhaustive()
     }
 }
 
