@@ -130,3 +130,24 @@ fn one_session_classifies_many_images() {
         assert_eq!(session.run(image, &mut ()).iter().collect::<Vec<_>>(), logits);
     }
 }
+
+#[test]
+fn an_image_of_another_model_does_no_harm() {
+    let file = biases(&[1, 2]);
+    let model = Model::parse(&file).unwrap();
+    for (h, w) in [(1, 1), (9, 9)] {
+        let mut net = Net::new(h, w, 1, 0);
+        let weights = net.weights(&Rows {
+            width: Width::W8,
+            codes: vec![vec![1; h * w]],
+            bias: vec![0],
+        });
+        net.logits(Op::Logits { input: 0, weights }, 1);
+        let file = net.file();
+        let other = Model::parse(&file).unwrap();
+        let pixels = vec![128; h * w];
+        let mut arena = vec![FILL; model.arena_bytes()];
+        let mut session = Session::new(&model, &mut arena).unwrap();
+        assert_eq!(session.run(Image::new(&other, &pixels).unwrap(), &mut ()).top1(), 1);
+    }
+}
