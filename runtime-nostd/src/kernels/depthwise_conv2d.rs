@@ -8,7 +8,7 @@ use crate::isa;
 /// Depthwise 2-D convolution of one image, channel multiplier 1.
 ///
 /// `y[oy,ox,c] = requantize(bias[c] + sum(x[iy,ix,c] * w[c,ky,kx]))`; padding and bias as in
-/// [`conv2d`](super::conv2d).
+/// [`conv2d`](super::conv2d()).
 ///
 /// # Shapes
 /// `x: [h, w, c]` | weights `[c, kh, kw]`, packed | `rules: [c]` | `y: [oh, ow, c]` | `scratch: [kh * kw]`
