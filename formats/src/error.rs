@@ -451,7 +451,7 @@ impl fmt::Display for TensorError {
             TensorError::Empty => f.write_str("height, width or channels are zero"),
             TensorError::Element => f.write_str("the last tensor must be i32, every other i8"),
             TensorError::ZeroPoint { found } => write!(f, "zero point {found}, an i32 tensor must have 0"),
-            TensorError::Scale { bits } => write!(f, "scale {:?} is not finite and positive", f32::from_bits(bits)),
+            TensorError::Scale { bits } => write!(f, "scale with the bits {bits:#010x} is not finite and positive"),
             TensorError::Alignment { offset } => {
                 write!(f, "begins at byte {offset}, an i32 tensor must begin at a multiple of 4")
             }
