@@ -1,7 +1,7 @@
 //! The built-in set: shapes and textures drawn by a program, so that everything can be tried without a download.
 //!
-//! One figure of ten kinds, of any position, size, rotation and colour, on a graded and noisy ground, partly hidden by a
-//! bar and among small distractors. Hard enough that a small network errs on some images, and a coarsely quantized one on
+//! One figure of ten kinds, of varying place, size, tilt and colour, on a darker, graded and noisy ground, partly hidden
+//! by a bar and among small distractors. Hard enough that a small network errs on some images, and a coarsely quantized one on
 //! more: there is something to refine.
 //!
 //! The same bytes on every platform: each image has its own random stream, and the arithmetic is integers and IEEE single
@@ -25,6 +25,10 @@ struct Difficulty {
     contrast: [f32; 2],
     /// Least and largest radius of the figure.
     radius: [f32; 2],
+    /// Farthest the figure's centre is from the image's, in each direction.
+    stray: f32,
+    /// Largest rotation, as the tangent of half the angle: 0.2 is 23 degrees either way.
+    turn: f32,
     /// Largest noise added to a value: half of it common to the pixel, half its own.
     noise: f32,
     /// Largest width of the bar across the figure.
@@ -34,12 +38,19 @@ struct Difficulty {
 }
 
 /// The one knob of the set. Changing it changes every image, and with them the frozen checksum in the tests.
+///
+/// Tuned with four 3x3 convolutions and eight epochs of SGD on the 4,000 training images: 86.7 % top-1 with 4,945
+/// parameters, 91.4 % with 13,870. A little more of everything (contrast from 30, radius from 6, stray 5, turn 0.3, noise
+/// 32, bar 4) costs 25 points; a figure that may be darker as well as lighter than its ground is not learned in that
+/// time at all.
 const DIFFICULTY: Difficulty = Difficulty {
-    contrast: [24.0, 80.0],
-    radius: [6.0, 11.0],
-    noise: 40.0,
-    bar: 4.0,
-    distractors: 4,
+    contrast: [36.0, 105.0],
+    radius: [7.0, 11.0],
+    stray: 4.5,
+    turn: 0.2,
+    noise: 30.0,
+    bar: 3.0,
+    distractors: 3,
 };
 
 /// Key of all random streams here: the set is one set, whatever the seed of a run.
@@ -177,26 +188,22 @@ impl Draws {
         if self.0.next_u32() >> 31 == 0 { 1.0 } else { -1.0 }
     }
 
-    /// A unit vector of any direction, rationally parametrized: no sine, no cosine.
+    /// A unit vector of any direction.
     fn direction(&mut self) -> [f32; 2] {
-        let t = self.within([-1.0, 1.0]);
         let sign = self.sign();
-        let norm = sign / (1.0 + t * t);
+        self.rotation(1.0).map(|v| sign * v)
+    }
+
+    /// Cosine and sine of an angle whose half has a tangent of up to `limit`: rational, without sine and cosine.
+    fn rotation(&mut self, limit: f32) -> [f32; 2] {
+        let t = self.within([-limit, limit]);
+        let norm = 1.0 / (1.0 + t * t);
         [(1.0 - t * t) * norm, 2.0 * t * norm]
     }
 
-    /// `base` made lighter or darker by `contrast`, each channel by its own share of it.
-    fn shade(&mut self, base: [f32; CHANNELS], contrast: f32) -> [f32; CHANNELS] {
-        // Towards the side that has room, so that nothing saturates.
-        let brightness = (base[0] + base[1] + base[2]) / 3.0;
-        let sign = if brightness > 176.0 {
-            -1.0
-        } else if brightness < 80.0 {
-            1.0
-        } else {
-            self.sign()
-        };
-        base.map(|value| value + sign * contrast * self.within([0.5, 1.0]))
+    /// `base` made lighter by `contrast`, each channel by its own share of it.
+    fn lighter(&mut self, base: [f32; CHANNELS], contrast: f32) -> [f32; CHANNELS] {
+        base.map(|value| value + contrast * self.within([0.5, 1.0]))
     }
 }
 
@@ -205,6 +212,8 @@ fn draw(figure: Figure, mut draws: Draws, images: &mut Vec<u8>) {
     let Difficulty {
         contrast,
         radius,
+        stray,
+        turn,
         noise,
         bar,
         distractors,
@@ -213,7 +222,7 @@ fn draw(figure: Figure, mut draws: Draws, images: &mut Vec<u8>) {
     let mut canvas = [[0.0; CHANNELS]; SIDE * SIDE];
 
     // The ground runs from one colour to another across the image.
-    let ground = [(); CHANNELS].map(|()| draws.within([50.0, 205.0]));
+    let ground = [(); CHANNELS].map(|()| draws.within([40.0, 140.0]));
     let slope = ground.map(|_| draws.within([-30.0, 30.0]));
     let [dx, dy] = draws.direction();
     for (i, pixel) in canvas.iter_mut().enumerate() {
@@ -225,9 +234,9 @@ fn draw(figure: Figure, mut draws: Draws, images: &mut Vec<u8>) {
 
     let contrast = draws.within(contrast);
     let radius = draws.within(radius);
-    let centre = [(); 2].map(|()| draws.within([0.8 * radius, edge - 0.8 * radius]));
+    let centre = [(); 2].map(|()| edge / 2.0 + draws.within([-stray, stray]));
     for _ in 0..draws.below(distractors + 1) {
-        let colour = draws.shade(ground, contrast);
+        let colour = draws.lighter(ground, contrast);
         let at = [(); 2].map(|()| draws.within([0.0, edge]));
         let size = draws.within([1.0, 2.5]);
         let along = draws.direction();
@@ -237,12 +246,12 @@ fn draw(figure: Figure, mut draws: Draws, images: &mut Vec<u8>) {
         });
     }
 
-    let colour = draws.shade(ground, contrast);
-    let turn = draws.direction();
+    let colour = draws.lighter(ground, contrast);
+    let turn = draws.rotation(turn);
     paint(&mut canvas, centre, radius, turn, colour, |x, y| figure.covers(x, y));
 
     // A bar of nearly the ground's colour hides a strip of the figure, off its centre.
-    let colour = draws.shade(ground, 8.0);
+    let colour = draws.lighter(ground, 8.0);
     let half = draws.within([0.0, bar / 2.0]);
     let aside = draws.within([0.2, 0.8]) * radius * draws.sign();
     let turn = draws.direction();
@@ -299,8 +308,8 @@ mod tests {
     #[test]
     fn the_set_is_frozen() {
         let sum = |split, count| format!("{:x}", Md5::digest(&load(split, count).images));
-        assert_eq!(sum(Split::Train, 200), "c056c388adb0fd8414c1a9b8e3ef6dd9");
-        assert_eq!(sum(Split::Test, 200), "4226200f1acf8adadbb98056528db566");
+        assert_eq!(sum(Split::Train, 200), "5a6987b9ea36b043df75b877a8709bc2");
+        assert_eq!(sum(Split::Test, 200), "1e840292f130f8bf5808217dcfc7dcee");
     }
 
     #[test]
