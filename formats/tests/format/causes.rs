@@ -901,21 +901,24 @@ mod weights {
 
     #[test]
     fn w2_code_minus_2() {
-        let error = edited(|graph, bytes| {
-            fields!(graph, 7, Logits { weights });
-            bytes[weights.offset as usize + 4 + 1] = 0b10;
-        });
-        assert_eq!(
-            error,
-            layer(
-                7,
-                LayerError::Code {
-                    row: 1,
-                    column: 4,
-                    width: Width::W2
-                }
-            )
-        );
+        for column in 0..5 {
+            let error = edited(|graph, bytes| {
+                fields!(graph, 7, Logits { weights });
+                let byte = &mut bytes[weights.offset as usize + 4 + column / 4];
+                *byte = *byte & !(0b11 << (column % 4 * 2)) | 0b10 << (column % 4 * 2);
+            });
+            assert_eq!(
+                error,
+                layer(
+                    7,
+                    LayerError::Code {
+                        row: 1,
+                        column: column as u32,
+                        width: Width::W2
+                    }
+                )
+            );
+        }
     }
 
     #[test]
