@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod cifar;
+pub mod fetch;
 pub mod synthetic;
 
 use std::fmt;
