@@ -1,7 +1,7 @@
 //! The host side of adcorda: data, networks, quantization, AdCorDA refinement, export and evaluation.
 //!
-//! The command line (`adcorda`) is a thin layer over this library; every verb is one function here. Only [`nn`] names burn's
-//! types, only [`export`] knows both the trained network and the integer graph.
+//! The command line (`adcorda`) is a thin layer over this library; every verb is one function here. Only [`nn`], [`train`] and
+//! [`refine`] name burn's types, only [`export`] knows both the trained network and the integer graph.
 
 pub mod board;
 pub mod checkpoint;
@@ -17,6 +17,7 @@ pub mod nn;
 pub mod qemu;
 pub mod quantize;
 pub mod refine;
+pub mod run_folder;
 pub mod state_dict;
 pub mod train;
 pub mod zoo;

@@ -1,1 +1,1243 @@
-//! (being written)
+//! Training: one loop for float training, quantization-aware training (QAT) and refinement.
+//!
+//! The loop is given a [`Task`] (batches and a loss) and a number of steps; it knows learning rate, optimizer, validation,
+//! checkpoints and resuming. Cost is counted in passes, so that methods of different cost can be compared: see [`Passes`].
+//!
+//! Everything that a step does follows from the seed and the step's number, so a run that was killed and continued ends in
+//! the same bytes as one that was not (on the CPU; nothing is promised on a GPU).
+
+use std::io::IsTerminal;
+use std::time::Instant;
+
+use burn::optim::adaptor::OptimizerAdaptor;
+use burn::optim::decay::WeightDecayConfig;
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{AdamW, AdamWConfig, GradientsParams, Optimizer as _, Sgd, SgdConfig};
+use burn::record::{FullPrecisionSettings, NamedMpkBytesRecorder, Recorder};
+use burn::tensor::{Tensor, TensorData, activation};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::Checkpoint;
+use crate::data::Dataset;
+use crate::data::batch::{self, Augmentation, Geometry};
+use crate::device::Device;
+use crate::nn::{self, Auto, Frozen, Inner, Mode, Net, Output};
+use crate::quantize::{self, batch_norm};
+use crate::run_folder::{RunFolder, Track};
+use crate::{Error, ErrorKind, Result};
+
+/// How weights follow gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    /// Adam (Kingma and Ba 2015) with decoupled weight decay.
+    Adam,
+    /// Stochastic gradient descent with Nesterov momentum 0.9.
+    Sgd,
+}
+
+/// How to train; the same for every method.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainOptions {
+    /// Times that every training image is seen.
+    pub epochs: usize,
+    /// Images of a step. Batches of an epoch differ in size by at most one, so that none is tiny.
+    pub batch: usize,
+    /// At the first step; falls to 0 along half a cosine.
+    pub learning_rate: f64,
+    /// How weights follow gradients.
+    pub optimizer: Optimizer,
+    /// Share of every weight that a step at learning rate 1 takes off (Adam), or its L2 penalty (SGD).
+    pub weight_decay: f32,
+    /// Probability that the target gives to all classes evenly; 0 to below 1.
+    pub label_smoothing: f32,
+    /// Random flip and shift.
+    pub augment: bool,
+    /// Of order, augmentation and validation split.
+    pub seed: u64,
+    /// Images taken off the training set to choose the best epoch by.
+    pub validation: usize,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            epochs: 8,
+            batch: 64,
+            learning_rate: 1e-3,
+            optimizer: Optimizer::Adam,
+            weight_decay: 0.0,
+            label_smoothing: 0.0,
+            augment: true,
+            seed: 0,
+            validation: 500,
+        }
+    }
+}
+
+impl TrainOptions {
+    /// Whether these can be used with `network` on `images`.
+    pub(crate) fn check(&self, network: &crate::network::Network, images: &Dataset) -> Result<()> {
+        let usage = |what: String| Err(Error::new(ErrorKind::Usage, what));
+        if self.epochs == 0 {
+            return usage("--epochs 0 trains nothing".into());
+        }
+        if self.batch < 2 {
+            return usage(format!(
+                "--batch {} is too small for batch statistics: at least 2",
+                self.batch
+            ));
+        }
+        if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
+            return usage(format!("--learning-rate {} is not a positive number", self.learning_rate));
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return usage(format!("--weight-decay {} is negative or not finite", self.weight_decay));
+        }
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            return usage(format!("--label-smoothing {} is not within 0 to 1", self.label_smoothing));
+        }
+        if self.validation == 0 {
+            return usage("--validation 0 leaves nothing to choose the best epoch by".into());
+        }
+        if network.classes() != images.classes.len() {
+            return Err(Error::new(
+                ErrorKind::Data,
+                format!(
+                    "{} has {} classes, network {} has {}",
+                    images.name,
+                    images.classes.len(),
+                    network.name,
+                    network.classes()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Flip and shift, or neither.
+    pub(crate) fn augmentation(&self) -> Augmentation {
+        if self.augment {
+            Augmentation::default()
+        } else {
+            Augmentation::NONE
+        }
+    }
+}
+
+/// What a training gave.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainReport {
+    /// Top-1 on the validation images before training, in per cent.
+    pub before_top1: f32,
+    /// The same of the checkpoint kept; never below `before_top1`.
+    pub top1: f32,
+    /// Evaluation at which the checkpoint kept was taken, from 1; 0 where none was better than the start.
+    pub best_round: usize,
+    /// Passes spent.
+    pub passes: f64,
+    /// Seconds spent.
+    pub seconds: f64,
+}
+
+/// Trains `start` on `images`: float, or quantization-aware where it is quantized. The result is `best.safetensors` in the
+/// run's folder, the best epoch by validation, the start included.
+///
+/// # Errors
+/// [`ErrorKind::Usage`] for options that cannot be, or a run folder of another start or data; [`ErrorKind::Data`] where the
+/// images do not fit the network; [`ErrorKind::Diverged`] where the loss is no number or does not move; [`ErrorKind::Io`]
+/// where a checkpoint cannot be written (the previous one is then still whole).
+pub fn train(
+    start: &Checkpoint,
+    images: &Dataset,
+    options: &TrainOptions,
+    run: &RunFolder,
+    device: &Device,
+) -> Result<TrainReport> {
+    options.check(&start.network, images)?;
+    let (training, validation) = images.split_validation(options.validation, options.seed)?;
+    let mut task = Classification::new(&training, options);
+    let plan = Plan {
+        steps: options.epochs * task.steps_per_epoch(),
+        rounds: options.epochs,
+        method: if start.quantization.is_some() { "qat" } else { "train" },
+        options,
+    };
+    fit(start, &mut task, &training, &validation, &plan, &run.track("")?, device)
+}
+
+/// Work done, in thirds of a pass. A pass is one image through the network forward and backward; forward alone is a third of
+/// it, and forward and backward to the pixels, without the weights' gradients, two thirds.
+///
+/// The arithmetic behind it: backward to inputs and backward to weights each cost about as much as forward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Passes {
+    thirds: u64,
+}
+
+impl Passes {
+    /// `images` forward and backward.
+    pub fn training(images: usize) -> Self {
+        Self {
+            thirds: 3 * images as u64,
+        }
+    }
+
+    /// `images` forward and backward to the pixels only.
+    pub fn input_gradient(images: usize) -> Self {
+        Self {
+            thirds: 2 * images as u64,
+        }
+    }
+
+    /// `images` forward only.
+    pub fn forward(images: usize) -> Self {
+        Self { thirds: images as u64 }
+    }
+
+    /// As a number of passes.
+    pub fn count(self) -> f64 {
+        self.thirds as f64 / 3.0
+    }
+}
+
+impl std::ops::AddAssign for Passes {
+    fn add_assign(&mut self, other: Self) {
+        self.thirds += other.thirds;
+    }
+}
+
+impl std::ops::Add for Passes {
+    type Output = Self;
+
+    fn add(mut self, other: Self) -> Self {
+        self += other;
+        self
+    }
+}
+
+/// What is learnt: batches, and a loss on what the network makes of them.
+pub(crate) trait Task {
+    /// Steps in which every image is seen once.
+    fn steps_per_epoch(&self) -> usize;
+
+    /// The images of step `step`, from 0; a function of the step alone.
+    fn batch(&mut self, step: usize) -> Batch;
+
+    /// The loss to make smaller, of the network's output for `batch`.
+    fn loss(&self, output: Output<Auto>, batch: &Batch) -> Tensor<Auto, 1>;
+}
+
+/// Images of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Batch {
+    /// Planar pixels, `[labels.len() + replaced.len(), channels, height, width]`.
+    pub pixels: Vec<f32>,
+    /// Class of each of the first images.
+    pub labels: Vec<u16>,
+    /// Which of the first images each of the others is another version of.
+    pub replaced: Vec<usize>,
+}
+
+impl Batch {
+    /// Images to run.
+    pub fn rows(&self) -> usize {
+        self.labels.len() + self.replaced.len()
+    }
+}
+
+/// Learning classes from images: the task of float training and of plain QAT.
+pub(crate) struct Classification<'a> {
+    images: &'a Dataset,
+    draw: Draw,
+    label_smoothing: f32,
+}
+
+impl<'a> Classification<'a> {
+    pub fn new(images: &'a Dataset, options: &TrainOptions) -> Self {
+        Self {
+            images,
+            draw: Draw::new(images.len(), options),
+            label_smoothing: options.label_smoothing,
+        }
+    }
+}
+
+impl Task for Classification<'_> {
+    fn steps_per_epoch(&self) -> usize {
+        self.draw.steps_per_epoch()
+    }
+
+    fn batch(&mut self, step: usize) -> Batch {
+        let (indices, geometries) = self.draw.step(step);
+        let images = indices.iter().map(|&i| self.images.image(i));
+        Batch {
+            pixels: batch::to_planar_f32(images, self.images.shape(), Some(&geometries)),
+            labels: indices.iter().map(|&i| self.images.label(i)).collect(),
+            replaced: Vec::new(),
+        }
+    }
+
+    fn loss(&self, output: Output<Auto>, batch: &Batch) -> Tensor<Auto, 1> {
+        cross_entropy(output.logits, &batch.labels, self.label_smoothing)
+    }
+}
+
+/// Which images a step takes and how each is moved, drawn from seed and epoch.
+pub(crate) struct Draw {
+    len: usize,
+    steps_per_epoch: usize,
+    seed: u64,
+    augmentation: Augmentation,
+    // Of the epoch drawn last.
+    epoch: Option<usize>,
+    order: Vec<usize>,
+    geometries: Vec<Geometry>,
+}
+
+impl Draw {
+    /// Of `len` images, at least one.
+    pub fn new(len: usize, options: &TrainOptions) -> Self {
+        Self {
+            len,
+            // Rounded to nearest, so that batches are as close as possible to the size asked for.
+            steps_per_epoch: ((len + options.batch / 2) / options.batch).max(1),
+            seed: options.seed,
+            augmentation: options.augmentation(),
+            epoch: None,
+            order: Vec::new(),
+            geometries: Vec::new(),
+        }
+    }
+
+    pub fn steps_per_epoch(&self) -> usize {
+        self.steps_per_epoch
+    }
+
+    /// Images of step `step`, and the geometry of each.
+    pub fn step(&mut self, step: usize) -> (&[usize], Vec<Geometry>) {
+        let (epoch, step) = (step / self.steps_per_epoch, step % self.steps_per_epoch);
+        if self.epoch != Some(epoch) {
+            self.order = batch::order(self.len, self.seed, epoch as u64);
+            self.geometries = self.augmentation.geometries(self.len, self.seed, epoch as u64);
+            self.epoch = Some(epoch);
+        }
+        let cut = |step: usize| self.len * step / self.steps_per_epoch;
+        let indices = &self.order[cut(step)..cut(step + 1)];
+        (indices, indices.iter().map(|&i| self.geometries[i]).collect())
+    }
+}
+
+/// Mean cross-entropy of `logits: [n, classes]` against one class each, smoothed.
+pub(crate) fn cross_entropy(logits: Tensor<Auto, 2>, labels: &[u16], smoothing: f32) -> Tensor<Auto, 1> {
+    let [n, classes] = logits.dims();
+    let mut targets = vec![smoothing / classes as f32; n * classes];
+    for (row, &label) in targets.chunks_exact_mut(classes).zip(labels) {
+        row[usize::from(label)] += 1.0 - smoothing;
+    }
+    let targets = Tensor::from_data(TensorData::new(targets, [n, classes]), &logits.device());
+    (activation::log_softmax(logits, 1) * targets).sum() * (-1.0 / n as f64)
+}
+
+/// How long [`fit`] trains, and how.
+pub(crate) struct Plan<'a> {
+    /// Steps in all.
+    pub steps: usize,
+    /// Evaluations, evenly spaced, the last one at the end. A checkpoint is written at each.
+    pub rounds: usize,
+    /// Provenance of what is trained: `train`, `qat`, `adcorda`.
+    pub method: &'a str,
+    /// Learning rate and the like; its epochs are not used.
+    pub options: &'a TrainOptions,
+}
+
+/// Trains, and keeps the best checkpoint by validation in `track`; continues where `track` was left.
+///
+/// W4 and W8 scales are chosen anew at the start of every epoch. At the end, BatchNorm statistics of the best checkpoint are
+/// re-estimated on `images` and kept where validation gains. Validation and this last step are not counted as passes: they
+/// are the same for every method that has the same number of rounds.
+///
+/// # Errors
+/// As [`train`].
+pub(crate) fn fit(
+    start: &Checkpoint,
+    task: &mut dyn Task,
+    images: &Dataset,
+    validation: &Dataset,
+    plan: &Plan,
+    track: &Track,
+    device: &Device,
+) -> Result<TrainReport> {
+    let options = plan.options;
+    let network = &start.network;
+    let top1_of = |checkpoint: &Checkpoint| {
+        Frozen::new(network, &checkpoint.state, checkpoint.quantization.as_ref(), device)?.accuracy(validation)
+    };
+    let fingerprint = fingerprint(start, images);
+    let mut optimizer = Stepper::new(options);
+    let (mut trained, mut progress) = match track.load_last::<Progress>()? {
+        Some((checkpoint, progress, state)) => {
+            if progress.fingerprint != fingerprint {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!(
+                        "{} is a run of another start checkpoint or other images",
+                        track.last().display()
+                    ),
+                )
+                .remedy("name another run folder with -o"));
+            }
+            optimizer = optimizer.load(state, device).map_err(|cause| {
+                Error::new(ErrorKind::Weights, format!("{}: {cause}", track.last().display()))
+                    .remedy("delete the run folder to start over")
+            })?;
+            (checkpoint, progress)
+        }
+        None => {
+            let top1 = top1_of(start)?;
+            start.save(track.best())?;
+            let mut trained = start.clone();
+            trained.provenance = crate::checkpoint::Provenance {
+                data: images.name.clone(),
+                method: plan.method.into(),
+                seed: options.seed,
+                top1: None,
+            };
+            (trained, Progress::new(fingerprint, top1))
+        }
+    };
+    if progress.finished {
+        return Ok(progress.report());
+    }
+
+    let mut metrics = track.metrics_until(progress.step)?;
+    let clock = Clock::since(progress.seconds);
+    let per_epoch = task.steps_per_epoch();
+    let epoch = |step: usize| step as f64 / per_epoch as f64;
+    if progress.step == 0 {
+        metrics.append(&Metric {
+            epoch: 0.0,
+            step: 0,
+            passes: 0.0,
+            loss: None,
+            learning_rate: options.learning_rate,
+            validation_top1: Some(progress.best_top1),
+            seconds: clock.seconds(),
+        })?;
+    }
+    let bar = progress_bar(plan.steps, plan.method);
+    bar.set_position(progress.step as u64);
+    let mut net = Net::<Auto>::from_state(network, &trained.state, device)?;
+    let mut watch = LossWatch::new(options.learning_rate, per_epoch);
+    let shape = images.shape();
+    for round in progress.round..plan.rounds {
+        let end = plan.steps * (round + 1) / plan.rounds;
+        let (mut loss_sum, mut losses) = (0.0, 0);
+        let mut learning_rate = 0.0;
+        for step in progress.step..end {
+            if step % per_epoch == 0
+                && let Some(quantization) = &mut trained.quantization
+            {
+                quantize::refresh_scales(quantization, network, &net.to_state(network))?;
+            }
+            learning_rate = cosine(options.learning_rate, step, plan.steps);
+            let mut batch = task.batch(step);
+            let rows = batch.rows();
+            let pixels = nn::pixels(std::mem::take(&mut batch.pixels), rows, shape, device);
+            let output = net.forward(
+                network,
+                trained.quantization.as_ref(),
+                Tensor::from_inner(pixels),
+                Mode::Train,
+            );
+            let loss = task.loss(output, &batch);
+            // Reading a number waits for the device, so not at every step.
+            let value = (step % READ_EVERY == 0 || step + 1 == end).then(|| nn::to_host(loss.clone().inner())[0]);
+            let gradients = GradientsParams::from_grads(loss.backward(), &net);
+            net = optimizer.step(learning_rate, net, gradients);
+            progress.passes += Passes::training(rows);
+            bar.inc(1);
+            if let Some(loss) = value {
+                watch.see(loss, step)?;
+                loss_sum += f64::from(loss);
+                losses += 1;
+                bar.set_message(format!("loss {loss:.3}, validation {:.2} %", progress.best_top1));
+                if step + 1 != end {
+                    metrics.append(&Metric {
+                        epoch: epoch(step + 1),
+                        step: step + 1,
+                        passes: progress.passes.count(),
+                        loss: Some(f64::from(loss)),
+                        learning_rate,
+                        validation_top1: None,
+                        seconds: clock.seconds(),
+                    })?;
+                }
+            }
+        }
+        trained.state = net.to_state(network);
+        if let Err(error) = trained.state.check(network) {
+            return Err(diverged(
+                format!("weights are not finite after step {end}: {error}"),
+                options.learning_rate,
+            ));
+        }
+        let top1 = top1_of(&trained)?;
+        progress.step = end;
+        progress.round = round + 1;
+        if top1 > progress.best_top1 {
+            progress.best_top1 = top1;
+            progress.best_round = round + 1;
+            trained.save(track.best())?;
+        }
+        progress.seconds = clock.seconds();
+        metrics.append(&Metric {
+            epoch: epoch(end),
+            step: end,
+            passes: progress.passes.count(),
+            loss: (losses > 0).then(|| loss_sum / f64::from(losses)),
+            learning_rate,
+            validation_top1: Some(top1),
+            seconds: progress.seconds,
+        })?;
+        track.save_last(&trained, &progress, optimizer.save()?)?;
+    }
+    bar.finish_and_clear();
+
+    if progress.best_round > 0 {
+        let mut best = Checkpoint::load(track.best())?;
+        if let Some(quantization) = &best.quantization {
+            let sample = quantize::calibration_images(images, REESTIMATION_IMAGES, options.seed)?;
+            best.state = batch_norm::reestimate(network, &best.state, quantization, &sample, device)?;
+            let top1 = top1_of(&best)?;
+            if top1 > progress.best_top1 {
+                progress.best_top1 = top1;
+                best.save(track.best())?;
+            }
+        }
+    }
+    progress.finished = true;
+    progress.seconds = clock.seconds();
+    track.save_last(&trained, &progress, optimizer.save()?)?;
+    Ok(progress.report())
+}
+
+/// Steps between two readings of the loss.
+const READ_EVERY: usize = 10;
+
+/// Images that BatchNorm statistics are re-estimated on.
+const REESTIMATION_IMAGES: usize = 2000;
+
+/// Where a training stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Progress {
+    fingerprint: String,
+    step: usize,
+    round: usize,
+    passes: Passes,
+    before_top1: f32,
+    best_top1: f32,
+    best_round: usize,
+    seconds: f64,
+    finished: bool,
+}
+
+impl Progress {
+    fn new(fingerprint: String, top1: f32) -> Self {
+        Self {
+            fingerprint,
+            step: 0,
+            round: 0,
+            passes: Passes::default(),
+            before_top1: top1,
+            best_top1: top1,
+            best_round: 0,
+            seconds: 0.0,
+            finished: false,
+        }
+    }
+
+    fn report(&self) -> TrainReport {
+        TrainReport {
+            before_top1: self.before_top1,
+            top1: self.best_top1,
+            best_round: self.best_round,
+            passes: self.passes.count(),
+            seconds: self.seconds,
+        }
+    }
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Debug, Serialize)]
+struct Metric {
+    epoch: f64,
+    /// Steps done.
+    step: usize,
+    passes: f64,
+    /// Of the step; where `validation_top1` is given, the mean of the readings since the last such line.
+    loss: Option<f64>,
+    learning_rate: f64,
+    /// Of the weights as they are, not of the best.
+    validation_top1: Option<f32>,
+    seconds: f64,
+}
+
+/// Seconds worked, over all processes that worked on the run.
+struct Clock {
+    before: f64,
+    start: Instant,
+}
+
+impl Clock {
+    fn since(before: f64) -> Self {
+        Self {
+            before,
+            start: Instant::now(),
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.before + self.start.elapsed().as_secs_f64()
+    }
+}
+
+/// Looks for what shows that training does not train: a loss that is no number, or always the same one. burn's GPU workers
+/// die with a line in the log and leave their results as they were.
+struct LossWatch {
+    learning_rate: f64,
+    /// Where every step sees all images, a network at rest repeats its loss with good reason.
+    repeats_are_odd: bool,
+    last: f32,
+    repeats: usize,
+}
+
+impl LossWatch {
+    fn new(learning_rate: f64, steps_per_epoch: usize) -> Self {
+        Self {
+            learning_rate,
+            repeats_are_odd: steps_per_epoch > 1,
+            last: f32::NAN,
+            repeats: 0,
+        }
+    }
+
+    fn see(&mut self, loss: f32, step: usize) -> Result<()> {
+        if !loss.is_finite() {
+            return Err(diverged(format!("the loss is {loss} at step {step}"), self.learning_rate));
+        }
+        self.repeats = if loss == self.last { self.repeats + 1 } else { 0 };
+        self.last = loss;
+        // A loss of exactly 0 is what a network has that knows a small set by heart.
+        if self.repeats_are_odd && self.repeats >= 3 && loss != 0.0 {
+            return Err(Error::new(
+                ErrorKind::Diverged,
+                format!(
+                    "the loss is exactly {loss} again and again, up to step {step}: the device does not compute, or no \
+                         gradient reaches the weights"
+                ),
+            )
+            .remedy("try `--device flex`, or a lower --learning-rate"));
+        }
+        Ok(())
+    }
+}
+
+fn diverged(what: String, learning_rate: f64) -> Error {
+    Error::new(ErrorKind::Diverged, what).remedy(format!(
+        "start a new run with a lower --learning-rate, such as {}",
+        learning_rate / 3.0
+    ))
+}
+
+/// From `first` at step 0 down to 0 at step `steps`.
+fn cosine(first: f64, step: usize, steps: usize) -> f64 {
+    first * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos())
+}
+
+/// What tells one training from another where the options are alike: weights, quantization, images and labels.
+pub(crate) fn fingerprint(start: &Checkpoint, images: &Dataset) -> String {
+    let crc = crc::Crc::<u64>::new(&crc::CRC_64_XZ);
+    let mut digest = crc.digest();
+    for (name, array) in &start.state.tensors {
+        digest.update(name.as_bytes());
+        for value in &array.values {
+            digest.update(&value.to_le_bytes());
+        }
+    }
+    digest.update(format!("{:?}{:?}", start.network, start.quantization).as_bytes());
+    digest.update(&images.images);
+    for label in &images.labels {
+        digest.update(&label.to_le_bytes());
+    }
+    format!("{:016x}", digest.finalize())
+}
+
+/// On standard error, and only where that is a terminal.
+pub(crate) fn progress_bar(steps: usize, what: &str) -> ProgressBar {
+    let target = if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let bar = ProgressBar::with_draw_target(Some(steps as u64), target).with_prefix(what.to_owned());
+    match ProgressStyle::with_template("{prefix:>8} {wide_bar} {pos}/{len} {msg} {eta}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// One of the optimizers, with its state.
+enum Stepper {
+    Adam(OptimizerAdaptor<AdamW, Net<Auto>, Auto>),
+    Sgd(OptimizerAdaptor<Sgd<Inner>, Net<Auto>, Auto>),
+}
+
+impl Stepper {
+    fn new(options: &TrainOptions) -> Self {
+        match options.optimizer {
+            Optimizer::Adam => {
+                let config = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(options.weight_decay);
+                Stepper::Adam(config.init())
+            }
+            Optimizer::Sgd => {
+                let momentum = MomentumConfig::new()
+                    .with_momentum(0.9)
+                    .with_dampening(0.0)
+                    .with_nesterov(true);
+                let decay = (options.weight_decay > 0.0).then(|| WeightDecayConfig::new(options.weight_decay));
+                let config = SgdConfig::new().with_momentum(Some(momentum)).with_weight_decay(decay);
+                Stepper::Sgd(config.init())
+            }
+        }
+    }
+
+    fn step(&mut self, learning_rate: f64, net: Net<Auto>, gradients: GradientsParams) -> Net<Auto> {
+        match self {
+            Stepper::Adam(optimizer) => optimizer.step(learning_rate, net, gradients),
+            Stepper::Sgd(optimizer) => optimizer.step(learning_rate, net, gradients),
+        }
+    }
+
+    fn save(&self) -> Result<Vec<u8>> {
+        match self {
+            Stepper::Adam(optimizer) => Recorder::<Auto>::record(&recorder(), optimizer.to_record(), ()),
+            Stepper::Sgd(optimizer) => Recorder::<Auto>::record(&recorder(), optimizer.to_record(), ()),
+        }
+        .map_err(|cause| Error::new(ErrorKind::Weights, format!("the optimizer's state cannot be stored: {cause}")))
+    }
+
+    fn load(self, state: Vec<u8>, device: &Device) -> Result<Self, String> {
+        let device = device.dispatch();
+        let damaged = |cause| format!("the optimizer's state is damaged ({cause})");
+        Ok(match self {
+            Stepper::Adam(optimizer) => {
+                let record = Recorder::<Auto>::load(&recorder(), state, device).map_err(damaged)?;
+                Stepper::Adam(optimizer.load_record(record))
+            }
+            Stepper::Sgd(optimizer) => {
+                let record = Recorder::<Auto>::load(&recorder(), state, device).map_err(damaged)?;
+                Stepper::Sgd(optimizer.load_record(record))
+            }
+        })
+    }
+}
+
+fn recorder() -> NamedMpkBytesRecorder<FullPrecisionSettings> {
+    NamedMpkBytesRecorder::default()
+}
+
+/// A small network and a small set of images, hard enough that training is never done.
+#[cfg(test)]
+pub(crate) mod fixture {
+    use rand::Rng;
+
+    use super::*;
+    use crate::checkpoint::Provenance;
+    use crate::data::batch::{Purpose, rng};
+    use crate::network::{BatchNorm, Layer, Network, Normalization, Op, Shape, Window};
+    use crate::state_dict::StateDict;
+
+    /// Two convolutions and a linear layer on 8x8 images of four classes.
+    pub fn network() -> Network {
+        let window = |kernel: u8, stride: u8, pad: u8| Window {
+            kernel_height: kernel,
+            kernel_width: kernel,
+            stride_height: stride,
+            stride_width: stride,
+            pad_top: pad,
+            pad_bottom: pad,
+            pad_left: pad,
+            pad_right: pad,
+        };
+        let convolution = |name: &str, input: usize, out_channels: usize, stride: u8| Layer {
+            name: name.into(),
+            inputs: vec![input],
+            op: Op::Conv2d {
+                out_channels,
+                window: window(3, stride, 1),
+                bias: false,
+                batch_norm: Some(BatchNorm {
+                    name: format!("{name}.bn"),
+                    epsilon: 1e-5,
+                }),
+                relu: true,
+            },
+        };
+        Network {
+            name: "fixture".into(),
+            input: Shape {
+                height: 8,
+                width: 8,
+                channels: 3,
+            },
+            normalization: Normalization {
+                mean: vec![128.0; 3],
+                std: vec![64.0; 3],
+            },
+            layers: vec![
+                convolution("conv1", 0, 6, 1),
+                convolution("conv2", 1, 8, 2),
+                Layer {
+                    name: "pool".into(),
+                    inputs: vec![2],
+                    op: Op::AvgPool { window: window(2, 2, 0) },
+                },
+                Layer {
+                    name: "fc".into(),
+                    inputs: vec![3],
+                    op: Op::Linear {
+                        out_features: 4,
+                        bias: true,
+                        relu: false,
+                    },
+                },
+            ],
+        }
+    }
+
+    /// Class `c` is brighter in quadrant `c`, by less than the noise.
+    pub fn images(len: usize, seed: u64) -> Dataset {
+        let mut rng = rng(seed, Purpose::Synthetic, 99);
+        let labels: Vec<u16> = (0..len).map(|i| (i % 4) as u16).collect();
+        let mut images = Vec::new();
+        for &label in &labels {
+            for (y, x) in (0..64).map(|i| (i / 8, i % 8)) {
+                let bright = usize::from(label) == y / 4 * 2 + x / 4;
+                for _ in 0..3 {
+                    images.push(rng.random_range(60u8..=180) + if bright { 20 } else { 0 });
+                }
+            }
+        }
+        Dataset {
+            name: "fixture/train".into(),
+            classes: (0..4).map(|c| format!("quadrant {c}")).collect(),
+            height: 8,
+            width: 8,
+            channels: 3,
+            images,
+            labels,
+        }
+    }
+
+    /// Random weights.
+    pub fn float(seed: u64) -> Checkpoint {
+        let network = network();
+        Checkpoint {
+            state: StateDict::init(&network, seed).unwrap(),
+            network,
+            quantization: None,
+            labels: Vec::new(),
+            provenance: Provenance::default(),
+        }
+    }
+
+    /// As many epochs as a test can wait for.
+    pub fn options() -> TrainOptions {
+        TrainOptions {
+            epochs: 3,
+            batch: 16,
+            learning_rate: 0.01,
+            augment: false,
+            seed: 7,
+            validation: 40,
+            ..TrainOptions::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::file::read;
+    use crate::quantize::{QuantizeOptions, Width, ptq};
+
+    fn run(folder: &std::path::Path) -> RunFolder {
+        RunFolder::open(folder, &json!({})).unwrap()
+    }
+
+    fn quantized(width: Width) -> (Checkpoint, Dataset) {
+        let images = fixture::images(200, 1);
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path());
+        train(&fixture::float(3), &images, &fixture::options(), &run, &Device::flex()).unwrap();
+        let float = Checkpoint::load(run.track("").unwrap().best()).unwrap();
+        let quantized = ptq(&float, &images, &QuantizeOptions::new(width), &Device::flex()).unwrap();
+        (quantized, images)
+    }
+
+    #[test]
+    fn training_learns_and_keeps_the_best_epoch() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path());
+        let images = fixture::images(200, 1);
+        let report = train(&fixture::float(3), &images, &fixture::options(), &run, &Device::flex()).unwrap();
+        assert!(report.top1 > report.before_top1 + 20.0, "{report:?}");
+        assert_eq!(report.passes, 480.0);
+        let track = run.track("").unwrap();
+        let best = Checkpoint::load(track.best()).unwrap();
+        assert_eq!((best.provenance.method.as_str(), best.provenance.seed), ("train", 7));
+        let (_, validation) = images.split_validation(40, 7).unwrap();
+        let frozen = Frozen::new(&best.network, &best.state, None, &Device::flex()).unwrap();
+        assert_eq!(frozen.accuracy(&validation).unwrap(), report.top1);
+
+        let text = std::fs::read_to_string(track.metrics()).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let rounds: Vec<&Value> = lines.iter().filter(|line| !line["validation_top1"].is_null()).collect();
+        assert_eq!(
+            rounds.iter().map(|l| l["epoch"].as_f64().unwrap()).collect::<Vec<_>>(),
+            [0.0, 1.0, 2.0, 3.0]
+        );
+        assert_eq!(rounds[3]["step"], 30);
+        assert_eq!(rounds[3]["passes"], 480.0);
+        for line in &lines[1..] {
+            for key in ["loss", "learning_rate", "seconds"] {
+                assert!(line[key].is_number(), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_width_and_optimizer_trains() {
+        for (width, optimizer) in [
+            (Width::W1, Optimizer::Adam),
+            (Width::W2, Optimizer::Sgd),
+            (Width::W4, Optimizer::Sgd),
+        ] {
+            let (start, images) = quantized(width);
+            let folder = tempfile::tempdir().unwrap();
+            let options = TrainOptions {
+                optimizer,
+                epochs: 1,
+                label_smoothing: 0.1,
+                augment: true,
+                ..fixture::options()
+            };
+            let run = run(folder.path());
+            let report = train(&start, &images, &options, &run, &Device::flex()).unwrap();
+            assert!(report.top1 >= report.before_top1);
+            let (last, _, _) = run.track("").unwrap().load_last::<Value>().unwrap().unwrap();
+            assert_ne!(last.state, start.state);
+            assert_eq!(last.provenance.method, "qat");
+        }
+    }
+
+    /// Panics at a step, as a kill would end the process there.
+    struct Killed<'a>(Classification<'a>, usize);
+
+    impl Task for Killed<'_> {
+        fn steps_per_epoch(&self) -> usize {
+            self.0.steps_per_epoch()
+        }
+
+        fn batch(&mut self, step: usize) -> Batch {
+            assert_ne!(step, self.1, "killed");
+            self.0.batch(step)
+        }
+
+        fn loss(&self, output: Output<Auto>, batch: &Batch) -> Tensor<Auto, 1> {
+            self.0.loss(output, batch)
+        }
+    }
+
+    #[test]
+    fn a_killed_run_continues_to_the_same_bytes() {
+        let (start, images) = quantized(Width::W4);
+        for optimizer in [Optimizer::Adam, Optimizer::Sgd] {
+            let options = TrainOptions {
+                optimizer,
+                augment: true,
+                ..fixture::options()
+            };
+            let (training, validation) = images.split_validation(options.validation, options.seed).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let run = run(folder.path());
+            let train = |track: &str, killed_at: usize| {
+                let mut task = Killed(Classification::new(&training, &options), killed_at);
+                let plan = Plan {
+                    // Rounds that are no whole epochs.
+                    steps: 25,
+                    rounds: 3,
+                    method: "qat",
+                    options: &options,
+                };
+                let track = run.track(track).unwrap();
+                fit(&start, &mut task, &training, &validation, &plan, &track, &Device::flex()).unwrap()
+            };
+            let whole = train("whole", usize::MAX);
+            for killed_at in [3, 14, 24] {
+                catch_unwind(AssertUnwindSafe(|| train("killed", killed_at))).unwrap_err();
+            }
+            let continued = train("killed", usize::MAX);
+            assert_eq!(
+                TrainReport { seconds: 0.0, ..whole },
+                TrainReport {
+                    seconds: 0.0,
+                    ..continued.clone()
+                }
+            );
+            let [a, b] = ["whole", "killed"].map(|track| run.track(track).unwrap());
+            assert!(read(&a.best()).unwrap() == read(&b.best()).unwrap());
+            let last = |track: &Track| track.load_last::<Value>().unwrap().unwrap().0.state;
+            assert!(last(&a) == last(&b));
+            let steps = |track: &Track| -> Vec<Value> {
+                let text = std::fs::read_to_string(track.metrics()).unwrap();
+                let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+                lines
+                    .map(|line| json!([line["step"], line["loss"], line["validation_top1"]]))
+                    .collect()
+            };
+            assert_eq!(steps(&a), steps(&b));
+            // Once more: nothing is left to do.
+            assert_eq!(train("killed", 0), continued);
+        }
+    }
+
+    #[test]
+    fn another_start_or_other_images_do_not_continue_a_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path());
+        let images = fixture::images(80, 1);
+        let options = TrainOptions {
+            epochs: 1,
+            ..fixture::options()
+        };
+        train(&fixture::float(3), &images, &options, &run, &Device::flex()).unwrap();
+        for (start, images) in [(4, images), (3, fixture::images(80, 2))] {
+            let error = train(&fixture::float(start), &images, &options, &run, &Device::flex()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage);
+        }
+    }
+
+    /// Runs itself a second time in a process that may write no file as long as the checkpoint.
+    #[cfg(unix)]
+    #[test]
+    fn a_full_disk_leaves_the_last_checkpoint_whole() {
+        const FOLDER: &str = "ADCORDA_TEST_FULL_DISK";
+        let images = fixture::images(200, 1);
+        let options = fixture::options();
+        let (training, validation) = images.split_validation(options.validation, options.seed).unwrap();
+        let fit = |folder: &std::path::Path, killed_at: usize| {
+            let start = Checkpoint::load(folder.join("start.safetensors")).unwrap();
+            let mut task = Killed(Classification::new(&training, &options), killed_at);
+            let plan = Plan {
+                steps: 20,
+                rounds: 2,
+                method: "qat",
+                options: &options,
+            };
+            let track = run(&folder.join("run")).track("").unwrap();
+            fit(&start, &mut task, &training, &validation, &plan, &track, &Device::flex())
+        };
+        if let Some(folder) = std::env::var_os(FOLDER) {
+            let error = fit(folder.as_ref(), usize::MAX).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+            assert!(error.to_string().contains("last.safetensors"), "{error}");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        quantized(Width::W8).0.save(folder.path().join("start.safetensors")).unwrap();
+        catch_unwind(AssertUnwindSafe(|| fit(folder.path(), 15))).unwrap_err();
+        let [last, best] = ["last", "best"].map(|name| folder.path().join(format!("run/{name}.safetensors")));
+        let before = read(&last).unwrap();
+        let (limit, size) = (20 * 512, |path| read(path).unwrap().len());
+        assert!(size(&best) < limit && limit < size(&last), "{} {}", size(&best), size(&last));
+
+        let child = std::process::Command::new("sh")
+            .args(["-c", "trap '' XFSZ; ulimit -f 20; exec \"$0\" --exact \"$1\""])
+            .arg(std::env::current_exe().unwrap())
+            .arg("train::tests::a_full_disk_leaves_the_last_checkpoint_whole")
+            .env(FOLDER, folder.path())
+            .output()
+            .unwrap();
+        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+        assert!(String::from_utf8_lossy(&child.stdout).contains("1 passed"));
+        assert!(read(&last).unwrap() == before);
+        assert!(fit(folder.path(), usize::MAX).unwrap().passes > 0.0);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_an_error_not_a_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let track = run(folder.path()).track("").unwrap();
+        let progress = Progress::new(fingerprint(&fixture::float(3), &fixture::images(40, 1)), 0.0);
+        track.save_last(&fixture::float(3), &progress, b"no record".to_vec()).unwrap();
+        let images = fixture::images(40, 1);
+        let options = fixture::options();
+        let mut task = Classification::new(&images, &options);
+        let plan = Plan {
+            steps: 2,
+            rounds: 1,
+            method: "train",
+            options: &options,
+        };
+        let error = fit(
+            &fixture::float(3),
+            &mut task,
+            &images,
+            &images,
+            &plan,
+            &track,
+            &Device::flex(),
+        )
+        .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Weights);
+        assert!(error.to_string().contains("optimizer"), "{error}");
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_or_stands_still_is_divergence() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = TrainOptions {
+            learning_rate: 1e30,
+            ..fixture::options()
+        };
+        let images = fixture::images(200, 1);
+        let error = train(&fixture::float(3), &images, &options, &run(folder.path()), &Device::flex()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Diverged);
+        assert!(error.to_string().contains("--learning-rate"), "{error}");
+
+        let mut watch = LossWatch::new(0.1, 10);
+        let seen: Vec<bool> = [1.0, 1.0, 1.0, 0.9, 0.9, 0.9, 0.9]
+            .iter()
+            .map(|&loss| watch.see(loss, 0).is_ok())
+            .collect();
+        assert_eq!(seen, [true, true, true, true, true, true, false]);
+        assert!((0..9).all(|_| LossWatch::new(0.1, 1).see(0.5, 0).is_ok()));
+    }
+
+    #[test]
+    fn options_that_cannot_be_are_usage_errors() {
+        let images = fixture::images(80, 1);
+        let good = fixture::options();
+        for (bad, needle) in [
+            (
+                TrainOptions {
+                    epochs: 0,
+                    ..good.clone()
+                },
+                "--epochs",
+            ),
+            (
+                TrainOptions {
+                    batch: 1,
+                    ..good.clone()
+                },
+                "--batch",
+            ),
+            (
+                TrainOptions {
+                    learning_rate: f64::NAN,
+                    ..good.clone()
+                },
+                "--learning-rate",
+            ),
+            (
+                TrainOptions {
+                    learning_rate: 0.0,
+                    ..good.clone()
+                },
+                "--learning-rate",
+            ),
+            (
+                TrainOptions {
+                    weight_decay: -1.0,
+                    ..good.clone()
+                },
+                "--weight-decay",
+            ),
+            (
+                TrainOptions {
+                    label_smoothing: 1.0,
+                    ..good.clone()
+                },
+                "--label-smoothing",
+            ),
+            (
+                TrainOptions {
+                    validation: 0,
+                    ..good.clone()
+                },
+                "--validation",
+            ),
+        ] {
+            let error = bad.check(&fixture::network(), &images).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage);
+            assert!(error.to_string().contains(needle), "{error}");
+        }
+        let ten = Dataset {
+            classes: vec![String::new(); 10],
+            ..images
+        };
+        assert_eq!(good.check(&fixture::network(), &ten).unwrap_err().kind(), ErrorKind::Data);
+    }
+
+    #[test]
+    fn an_epoch_shows_every_image_once_in_even_batches() {
+        for (len, batch) in [(100, 32), (10, 64), (65, 64), (95, 64), (97, 64)] {
+            let options = TrainOptions {
+                batch,
+                ..TrainOptions::default()
+            };
+            let mut draw = Draw::new(len, &options);
+            let steps = draw.steps_per_epoch();
+            let batches: Vec<Vec<usize>> = (steps..2 * steps).map(|step| draw.step(step).0.to_vec()).collect();
+            let sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
+            assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1, "{sizes:?}");
+            let mut seen = batches.concat();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..len).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn cross_entropy_is_the_textbooks() {
+        let logits = [1.0f32, 2.0, 0.5, -1.0, 0.0, 3.0];
+        let tensor = Tensor::from_data(TensorData::new(logits.to_vec(), [2, 3]), Device::flex().dispatch());
+        for smoothing in [0.0f32, 0.1] {
+            let mut expected = 0.0f64;
+            for (row, label) in logits.chunks_exact(3).zip([1usize, 0]) {
+                let log_sum = row.iter().map(|&v| f64::from(v).exp()).sum::<f64>().ln();
+                for (class, &logit) in row.iter().enumerate() {
+                    let target = f64::from(smoothing) / 3.0 + if class == label { 1.0 - f64::from(smoothing) } else { 0.0 };
+                    expected -= target * (f64::from(logit) - log_sum) / 2.0;
+                }
+            }
+            let loss = nn::to_host(cross_entropy(tensor.clone(), &[1, 0], smoothing).inner())[0];
+            assert!((f64::from(loss) - expected).abs() < 1e-6, "{loss} {expected}");
+        }
+    }
+
+    #[test]
+    fn the_learning_rate_falls_along_a_cosine() {
+        assert_eq!(cosine(0.2, 0, 100), 0.2);
+        assert!((cosine(0.2, 50, 100) - 0.1).abs() < 1e-12);
+        assert!(cosine(0.2, 99, 100) < 1e-4);
+    }
+}
