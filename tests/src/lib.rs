@@ -1,1 +1,9 @@
+//! What the end-to-end tests compare against, and what they run.
 //!
+//! - [`oracle`]: a second interpreter of the model file, written from `FORMAT.md` alone.
+//! - [`cases`]: one list of small models with images, for every target that runs the integer runtime.
+//! - [`host`]: the runtime on this machine, in an arena whose surroundings are watched.
+
+pub mod cases;
+pub mod host;
+pub mod oracle;
