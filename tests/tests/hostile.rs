@@ -191,17 +191,22 @@ fn every_changed_byte_is_refused() {
 #[test]
 fn every_changed_byte_with_a_right_checksum_is_refused_or_runs() {
     let file = model();
+    let weights_offset = file.len() - parts(&file).1.len();
     let mut tally = Tally::default();
     for at in 0..file.len() {
-        for change in 1..=255 {
+        for change in 1..=255u8 {
+            // Of a weight or a table's entry, single bits and all of them: there is no structure to break.
+            if at >= weights_offset && !change.is_power_of_two() && change != 0xff {
+                continue;
+            }
             let mut changed = file.clone();
             changed[at] ^= change;
             tally.check_resealed(&mut changed);
         }
     }
-    // Both paths were taken many times, and few models were too large to look at.
+    // Both ways were taken many times, and hardly a model was too large to look at.
     assert!(
-        tally.refused > 50_000 && tally.ran > 50_000 && tally.skipped < 2_000,
+        tally.refused > 50_000 && tally.ran > 20_000 && tally.skipped < 100,
         "{tally:?}"
     );
 }
