@@ -1,1 +1,292 @@
-//! (being written)
+//! What a model file holds and needs: layers, bytes, operations, the arena over time.
+
+use std::fmt;
+
+use adcorda_formats::{Model, Tensor};
+use serde::Serialize;
+
+use crate::Result;
+use crate::export::parse;
+
+/// A model file in figures. Sizes in bytes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Inspection {
+    /// Name of the model.
+    pub name: String,
+    /// Where the weights come from.
+    pub provenance: Provenance,
+    /// Names of the classes.
+    pub labels: Vec<String>,
+    /// Height, width, channels of the image.
+    pub input: [usize; 3],
+    /// The layers in the order in which they run.
+    pub layers: Vec<Layer>,
+    /// The whole file.
+    pub flash_bytes: usize,
+    /// Of the file: weights, without what pads each row to whole words.
+    pub weight_bytes: usize,
+    /// Of the file: biases, multipliers, shifts and input tables.
+    pub table_bytes: usize,
+    /// RAM for tensors and scratch.
+    pub arena_bytes: usize,
+    /// Of the arena: one unpacked row of weights.
+    pub scratch_bytes: usize,
+    /// Multiply-accumulates of one inference.
+    pub macs: u64,
+    /// Number of weights.
+    pub weights: usize,
+    /// The arena over time, for people: a row a layer, a column a slice of the arena.
+    pub arena_map: String,
+}
+
+/// Where the weights come from.
+#[derive(Clone, Debug, Serialize)]
+pub struct Provenance {
+    /// Data set.
+    pub data: String,
+    /// `ptq`, `qat`, `adcorda`.
+    pub method: String,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Top-1 of the trained network in per cent, where it was measured.
+    pub top1: Option<f32>,
+}
+
+/// One layer in figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct Layer {
+    /// Its name in the trained network.
+    pub name: String,
+    /// Kind of operation.
+    pub op: &'static str,
+    /// Bits of a weight as on the command line (`w2`), where there are weights.
+    pub width: Option<&'static str>,
+    /// Height, width, channels of the output.
+    pub shape: [usize; 3],
+    /// Number of weights.
+    pub weights: usize,
+    /// Bytes of the file: packed rows with their padding, biases, multipliers and shifts.
+    pub bytes: usize,
+    /// Multiply-accumulates.
+    pub macs: u64,
+}
+
+/// Takes a model file apart.
+///
+/// # Errors
+/// [`ErrorKind::Model`](crate::ErrorKind::Model) where the file is not valid.
+pub fn inspect(file: &[u8]) -> Result<Inspection> {
+    let model = parse(file, "the model")?;
+    let (mut layers, mut weight_bits, mut table_bytes) = (Vec::new(), 0, usize::from(model.input().channels) * 256);
+    for (layer, output) in model.layers().zip(&model.tensors()[1..]) {
+        let input = layer
+            .op
+            .inputs()
+            .next()
+            .map_or(output, |id| &model.tensors()[usize::from(id)]);
+        let (mut weights, mut bytes) = (0, 0);
+        if let (Some((rows, k)), Some(packed)) = (layer.op.rows_and_k(input, output), layer.op.weights()) {
+            weights = rows * k;
+            weight_bits += weights * packed.width.bits() as usize;
+            // bias: i32; where there is a requantization, multiplier: i32 and shift: u8.
+            let tables = rows * if layer.op.requantize().is_some() { 9 } else { 4 };
+            table_bytes += tables;
+            bytes = rows * packed.width.row_bytes(k) + tables;
+        }
+        layers.push(Layer {
+            name: layer.name.into(),
+            op: layer.op.name(),
+            width: layer.op.weights().map(|w| w.width.name()),
+            shape: shape(output),
+            weights,
+            bytes,
+            macs: layer.op.macs(input, output),
+        });
+    }
+    let provenance = model.provenance();
+    Ok(Inspection {
+        name: model.name().into(),
+        provenance: Provenance {
+            data: provenance.data.into(),
+            method: provenance.method.into(),
+            seed: provenance.seed,
+            top1: (provenance.top1 != u16::MAX).then(|| f32::from(provenance.top1) / 100.0),
+        },
+        labels: model.labels().map(String::from).collect(),
+        input: shape(model.input()),
+        flash_bytes: file.len(),
+        weight_bytes: weight_bits.div_ceil(8),
+        table_bytes,
+        arena_bytes: model.arena_bytes(),
+        scratch_bytes: model.scratch().len(),
+        macs: layers.iter().map(|layer| layer.macs).sum(),
+        weights: layers.iter().map(|layer| layer.weights).sum(),
+        arena_map: arena_map(&model),
+        layers,
+    })
+}
+
+impl fmt::Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [height, width, channels] = self.input;
+        let Provenance {
+            data,
+            method,
+            seed,
+            top1,
+        } = &self.provenance;
+        let known = |text: &str| if text.is_empty() { "?".into() } else { text.to_owned() };
+        write!(
+            f,
+            "{}: {height}x{width}x{channels} to {} classes",
+            self.name,
+            self.labels.len()
+        )?;
+        write!(f, "; {} on {}, seed {seed}", known(method), known(data))?;
+        if let Some(top1) = top1 {
+            write!(f, ", top-1 {top1:.2} % in training")?;
+        }
+        writeln!(f, "\n")?;
+        let name_width = self.layers.iter().map(|l| l.name.chars().count()).max().unwrap_or(0).max(5);
+        writeln!(
+            f,
+            "{:>3}  {:name_width$}  {:16}  {:5}  {:>11}  {:>8}  {:>11}",
+            "", "layer", "operation", "width", "output", "bytes", "MACs"
+        )?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let [height, width, channels] = layer.shape;
+            writeln!(
+                f,
+                "{i:>3}  {:name_width$}  {:16}  {:5}  {:>11}  {:>8}  {:>11}",
+                layer.name,
+                layer.op,
+                layer.width.unwrap_or("-"),
+                format!("{height}x{width}x{channels}"),
+                layer.bytes,
+                layer.macs
+            )?;
+        }
+        writeln!(
+            f,
+            "\nflash  {:>9} bytes: {} of {} weights, {} of tables",
+            self.flash_bytes, self.weight_bytes, self.weights, self.table_bytes
+        )?;
+        writeln!(
+            f,
+            "arena  {:>9} bytes, {} of them scratch",
+            self.arena_bytes, self.scratch_bytes
+        )?;
+        writeln!(f, "MACs   {:>9}", self.macs)?;
+        write!(f, "\n{}", self.arena_map)
+    }
+}
+
+/// Columns of the arena map.
+const COLUMNS: usize = 64;
+
+/// A row for each layer: what of the arena it writes (`#`), what it reads (`=`), what it must leave alone for later layers
+/// (`-`), the scratch range (`s`), and what is free (`.`).
+fn arena_map(model: &Model) -> String {
+    let arena = model.arena_bytes().max(1);
+    let tensors = model.tensors();
+    let mut last_reader = vec![0; tensors.len()];
+    for (i, layer) in model.layers().enumerate() {
+        for input in layer.op.inputs() {
+            last_reader[usize::from(input)] = i;
+        }
+    }
+    let name_width = model.layers().map(|l| l.name.chars().count()).max().unwrap_or(0);
+    let mut map = format!(
+        "arena, {:.0} bytes a column: # written, = read, - kept, s scratch, . free\n",
+        arena as f64 / COLUMNS as f64
+    );
+    for (i, layer) in model.layers().enumerate() {
+        let mut row = ['.'; COLUMNS];
+        let mut paint = |start: usize, bytes: usize, mark: char| {
+            if bytes > 0 {
+                // Every range shows, however small.
+                let (first, last) = (start * COLUMNS / arena, (start + bytes - 1) * COLUMNS / arena);
+                row[first.min(COLUMNS - 1)..=last.min(COLUMNS - 1)].fill(mark);
+            }
+        };
+        paint(model.scratch().start, model.scratch().len(), 's');
+        for (t, tensor) in tensors[..=i].iter().enumerate() {
+            if last_reader[t] > i {
+                paint(tensor.offset as usize, tensor.bytes(), '-');
+            }
+        }
+        for input in layer.op.inputs() {
+            let tensor = &tensors[usize::from(input)];
+            paint(tensor.offset as usize, tensor.bytes(), '=');
+        }
+        paint(tensors[i + 1].offset as usize, tensors[i + 1].bytes(), '#');
+        let row: String = row.iter().collect();
+        map += &format!("{i:>3}  {:name_width$}  {row}\n", layer.name);
+    }
+    map
+}
+
+fn shape(tensor: &Tensor) -> [usize; 3] {
+    [tensor.height, tensor.width, tensor.channels].map(usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::tests::every_op;
+    use crate::export::{ExportOptions, export};
+    use crate::quantize::Width;
+
+    #[test]
+    fn figures_add_up() {
+        let exported = export(&every_op(Width::W2, 0), &ExportOptions::default()).unwrap();
+        let inspection = inspect(&exported.bytes).unwrap();
+        assert_eq!(inspection.flash_bytes, exported.bytes.len());
+        assert_eq!(inspection.arena_bytes, exported.arena_bytes);
+        assert_eq!(inspection.provenance.top1, Some(12.35));
+        assert_eq!(inspection.input, [10, 8, 3]);
+
+        let stem = &inspection.layers[0];
+        assert_eq!((stem.name.as_str(), stem.op, stem.width), ("stem", "conv2d", Some("w2")));
+        assert_eq!((stem.shape, stem.weights, stem.macs), ([10, 8, 6], 6 * 27, 10 * 8 * 6 * 27));
+        // 27 weights of two bits take two words; four bytes of bias, four of multiplier, one of shift.
+        assert_eq!(stem.bytes, 6 * (8 + 9));
+        let fc = &inspection.layers[13];
+        assert_eq!((fc.op, fc.weights, fc.macs, fc.bytes), ("logits", 55, 55, 5 * (4 + 4)));
+        assert_eq!(inspection.layers[3].width, None);
+
+        // What is left of the file is header, graph, padding: less than 64 bytes a layer here.
+        let layers: usize = inspection.layers.iter().map(|l| l.bytes).sum();
+        let rest = inspection.flash_bytes - layers - 3 * 256;
+        assert!((100..1200).contains(&rest), "{rest}");
+        assert!(inspection.weight_bytes + inspection.table_bytes <= layers + 3 * 256);
+        assert_eq!(inspection.weight_bytes, (inspection.weights * 2).div_ceil(8));
+    }
+
+    #[test]
+    fn scripts_find_their_keys() {
+        let exported = export(&every_op(Width::W8, 0), &ExportOptions::default()).unwrap();
+        let json = serde_json::to_value(inspect(&exported.bytes).unwrap()).unwrap();
+        assert_eq!(json["layers"].as_array().unwrap().len(), 14);
+        assert_eq!(json["flash_bytes"], exported.bytes.len());
+        assert_eq!(json["arena_bytes"], exported.arena_bytes);
+        assert!(json["macs"].as_u64().unwrap() > 0);
+    }
+
+    #[test]
+    fn people_see_every_layer_and_the_arena() {
+        let exported = export(&every_op(Width::W4, 0), &ExportOptions::default()).unwrap();
+        let inspection = inspect(&exported.bytes).unwrap();
+        let text = inspection.to_string();
+        for layer in &inspection.layers {
+            // In the table and in the map.
+            assert!(text.matches(&layer.name).count() >= 2, "{text}");
+        }
+        let rows: Vec<&str> = inspection.arena_map.lines().skip(1).collect();
+        assert_eq!(rows.len(), 14);
+        for row in rows {
+            assert!(row.contains('#') && row.contains('s'), "{row}");
+        }
+        assert!(inspect(&exported.bytes[1..]).is_err());
+    }
+}
