@@ -58,6 +58,8 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Images taken off the training set to choose the best epoch by.
     pub validation: usize,
+    /// Share of the training labels that are replaced by wrong ones, for experiments; those of the validation images stay.
+    pub label_noise: f64,
 }
 
 impl Default for TrainOptions {
@@ -72,6 +74,7 @@ impl Default for TrainOptions {
             augment: true,
             seed: 0,
             validation: 500,
+            label_noise: 0.0,
         }
     }
 }
@@ -116,6 +119,12 @@ impl TrainOptions {
         Ok(())
     }
 
+    /// Parts `images` into what is trained on, with label noise, and what is chosen by, without.
+    pub(crate) fn split(&self, images: &Dataset) -> Result<(Dataset, Dataset)> {
+        let (training, validation) = images.split_validation(self.validation, self.seed)?;
+        Ok((training.with_label_noise(self.label_noise, self.seed)?, validation))
+    }
+
     /// Flip and shift, or neither.
     pub(crate) fn augmentation(&self) -> Augmentation {
         if self.augment {
@@ -156,7 +165,7 @@ pub fn train(
     device: &Device,
 ) -> Result<TrainReport> {
     options.check(&start.network, images)?;
-    let (training, validation) = images.split_validation(options.validation, options.seed)?;
+    let (training, validation) = options.split(images)?;
     let mut task = Classification::new(&training, options);
     let plan = Plan {
         steps: options.epochs * task.steps_per_epoch(),
@@ -375,7 +384,10 @@ pub(crate) fn fit(
     let top1_of = |checkpoint: &Checkpoint| {
         Frozen::new(network, &checkpoint.state, checkpoint.quantization.as_ref(), device)?.accuracy(validation)
     };
-    let fingerprint = fingerprint(start, images);
+    let Plan {
+        steps, rounds, method, ..
+    } = plan;
+    let fingerprint = format!("{} {method} {steps} {rounds} {options:?}", fingerprint(start, images));
     let mut optimizer = Stepper::new(options);
     let (mut trained, mut progress) = match track.load_last::<Progress>()? {
         Some((checkpoint, progress, state)) => {
@@ -383,7 +395,7 @@ pub(crate) fn fit(
                 return Err(Error::new(
                     ErrorKind::Usage,
                     format!(
-                        "{} is a run of another start checkpoint or other images",
+                        "{} is of another start checkpoint, other images or other options",
                         track.last().display()
                     ),
                 )
@@ -647,7 +659,7 @@ impl LossWatch {
 
 fn diverged(what: String, learning_rate: f64) -> Error {
     Error::new(ErrorKind::Diverged, what).remedy(format!(
-        "start a new run with a lower --learning-rate, such as {}",
+        "start a new run with a lower --learning-rate, such as {:.0e}",
         learning_rate / 3.0
     ))
 }
@@ -1020,7 +1032,7 @@ mod tests {
     }
 
     #[test]
-    fn another_start_or_other_images_do_not_continue_a_run() {
+    fn another_start_other_images_or_options_do_not_continue_a_run() {
         let folder = tempfile::tempdir().unwrap();
         let run = run(folder.path());
         let images = fixture::images(80, 1);
@@ -1029,8 +1041,13 @@ mod tests {
             ..fixture::options()
         };
         train(&fixture::float(3), &images, &options, &run, &Device::flex()).unwrap();
-        for (start, images) in [(4, images), (3, fixture::images(80, 2))] {
-            let error = train(&fixture::float(start), &images, &options, &run, &Device::flex()).unwrap_err();
+        let longer = TrainOptions {
+            epochs: 2,
+            ..options.clone()
+        };
+        let other_images = fixture::images(80, 2);
+        for (start, images, options) in [(4, &images, &options), (3, &other_images, &options), (3, &images, &longer)] {
+            let error = train(&fixture::float(start), images, options, &run, &Device::flex()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage);
         }
     }
@@ -1086,10 +1103,10 @@ mod tests {
     fn a_damaged_checkpoint_is_an_error_not_a_panic() {
         let folder = tempfile::tempdir().unwrap();
         let track = run(folder.path()).track("").unwrap();
-        let progress = Progress::new(fingerprint(&fixture::float(3), &fixture::images(40, 1)), 0.0);
+        let (images, options) = (fixture::images(40, 1), fixture::options());
+        let key = format!("{} train 2 1 {options:?}", fingerprint(&fixture::float(3), &images));
+        let progress = Progress::new(key, 0.0);
         track.save_last(&fixture::float(3), &progress, b"no record".to_vec()).unwrap();
-        let images = fixture::images(40, 1);
-        let options = fixture::options();
         let mut task = Classification::new(&images, &options);
         let plan = Plan {
             steps: 2,
@@ -1130,6 +1147,19 @@ mod tests {
             .collect();
         assert_eq!(seen, [true, true, true, true, true, true, false]);
         assert!((0..9).all(|_| LossWatch::new(0.1, 1).see(0.5, 0).is_ok()));
+    }
+
+    #[test]
+    fn label_noise_is_for_training_only() {
+        let images = fixture::images(200, 1);
+        let clean = fixture::options();
+        let noisy = TrainOptions {
+            label_noise: 0.4,
+            ..clean.clone()
+        };
+        let [(a, validation), (b, same)] = [clean, noisy].map(|options| options.split(&images).unwrap());
+        assert_eq!(validation, same);
+        assert_eq!(a.labels.iter().zip(&b.labels).filter(|(a, b)| a != b).count(), 64);
     }
 
     #[test]

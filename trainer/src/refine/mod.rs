@@ -143,13 +143,22 @@ pub fn refine(
         .remedy("quantize it first: `adcorda quantize CKPT --weights w2 --data SET -o QUANTIZED`"));
     }
     let training = &options.training;
-    let (images, validation) = images.split_validation(training.validation, training.seed)?;
+    let (images, validation) = training.split(images)?;
     let corrections = corrections(start, &images, options, run, device)?;
     let correction = corrections.report();
     let mut notes = Vec::new();
     if correction.wrong == 0 {
         notes.push("no training image is misclassified: there is nothing to correct, and refinement is plain QAT".into());
-    } else if correction.corrected < correction.wrong {
+    }
+    if 3 * correction.wrong > images.len() {
+        notes.push(format!(
+            "{} of {} training images are misclassified: correcting so many costs more than it gives; plain QAT first \
+             (`adcorda train CKPT`) leaves fewer",
+            correction.wrong,
+            images.len()
+        ));
+    }
+    if correction.corrected < correction.wrong {
         notes.push(format!(
             "{} of {} misclassified images could not be corrected and were left out",
             correction.wrong - correction.corrected,
