@@ -18,7 +18,7 @@ use burn::tensor::{Tensor, TensorData, activation};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Provenance};
 use crate::data::Dataset;
 use crate::data::batch::{self, Augmentation, Geometry};
 use crate::device::Device;
@@ -362,6 +362,19 @@ pub(crate) struct Plan<'a> {
     pub options: &'a TrainOptions,
 }
 
+impl Plan<'_> {
+    /// What tells this training from another.
+    fn fingerprint(&self, start: &Checkpoint, images: &Dataset) -> String {
+        let Self {
+            steps,
+            rounds,
+            method,
+            options,
+        } = self;
+        format!("{} {method} {steps} {rounds} {options:?}", fingerprint(start, images))
+    }
+}
+
 /// Trains, and keeps the best checkpoint by validation in `track`; continues where `track` was left.
 ///
 /// W4 and W8 scales are chosen anew at the start of every epoch. At the end, BatchNorm statistics of the best checkpoint are
@@ -384,40 +397,20 @@ pub(crate) fn fit(
     let top1_of = |checkpoint: &Checkpoint| {
         Frozen::new(network, &checkpoint.state, checkpoint.quantization.as_ref(), device)?.accuracy(validation)
     };
-    let Plan {
-        steps, rounds, method, ..
-    } = plan;
-    let fingerprint = format!("{} {method} {steps} {rounds} {options:?}", fingerprint(start, images));
-    let mut optimizer = Stepper::new(options);
-    let (mut trained, mut progress) = match track.load_last::<Progress>()? {
-        Some((checkpoint, progress, state)) => {
-            if progress.fingerprint != fingerprint {
-                return Err(Error::new(
-                    ErrorKind::Usage,
-                    format!(
-                        "{} is of another start checkpoint, other images or other options",
-                        track.last().display()
-                    ),
-                )
-                .remedy("name another run folder with -o"));
-            }
-            optimizer = optimizer.load(state, device).map_err(|cause| {
-                Error::new(ErrorKind::Weights, format!("{}: {cause}", track.last().display()))
-                    .remedy("delete the run folder to start over")
-            })?;
-            (checkpoint, progress)
-        }
+    let (mut trained, mut progress, mut optimizer) = match resume(start, images, plan, track, device)? {
+        Some(stand) => stand,
         None => {
             let top1 = top1_of(start)?;
             start.save(track.best())?;
             let mut trained = start.clone();
-            trained.provenance = crate::checkpoint::Provenance {
+            trained.provenance = Provenance {
                 data: images.name.clone(),
                 method: plan.method.into(),
                 seed: options.seed,
                 top1: None,
             };
-            (trained, Progress::new(fingerprint, top1))
+            let progress = Progress::new(plan.fingerprint(start, images), top1);
+            (trained, progress, Stepper::new(options))
         }
     };
     if progress.finished {
@@ -534,6 +527,34 @@ pub(crate) fn fit(
     progress.seconds = clock.seconds();
     track.save_last(&trained, &progress, optimizer.save()?)?;
     Ok(progress.report())
+}
+
+/// Where the training in `track` stands; `None` where there is none yet.
+fn resume(
+    start: &Checkpoint,
+    images: &Dataset,
+    plan: &Plan,
+    track: &Track,
+    device: &Device,
+) -> Result<Option<(Checkpoint, Progress, Stepper)>> {
+    let Some((trained, progress, state)) = track.load_last::<Progress>()? else {
+        return Ok(None);
+    };
+    let last = track.last();
+    if progress.fingerprint != plan.fingerprint(start, images) {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!(
+                "{} is of another start checkpoint, other images or other options",
+                last.display()
+            ),
+        )
+        .remedy("name another run folder with -o"));
+    }
+    let optimizer = Stepper::new(plan.options).load(state, device).map_err(|cause| {
+        Error::new(ErrorKind::Weights, format!("{}: {cause}", last.display())).remedy("delete the run folder to start over")
+    })?;
+    Ok(Some((trained, progress, optimizer)))
 }
 
 /// Steps between two readings of the loss.
@@ -1104,16 +1125,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let track = run(folder.path()).track("").unwrap();
         let (images, options) = (fixture::images(40, 1), fixture::options());
-        let key = format!("{} train 2 1 {options:?}", fingerprint(&fixture::float(3), &images));
-        let progress = Progress::new(key, 0.0);
-        track.save_last(&fixture::float(3), &progress, b"no record".to_vec()).unwrap();
-        let mut task = Classification::new(&images, &options);
         let plan = Plan {
             steps: 2,
             rounds: 1,
             method: "train",
             options: &options,
         };
+        let progress = Progress::new(plan.fingerprint(&fixture::float(3), &images), 0.0);
+        track.save_last(&fixture::float(3), &progress, b"no record".to_vec()).unwrap();
+        let mut task = Classification::new(&images, &options);
         let error = fit(
             &fixture::float(3),
             &mut task,
