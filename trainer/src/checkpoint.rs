@@ -232,3 +232,150 @@ impl View for Bytes<'_> {
         self.data.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quantize::{ActivationQuantizer, WeightQuantizer, Width};
+    use crate::zoo::zoo;
+
+    fn checkpoint() -> Checkpoint {
+        let network = zoo("tiny", 3).unwrap();
+        Checkpoint {
+            state: StateDict::init(&network, 9).unwrap(),
+            quantization: Some(Quantization {
+                weights: network
+                    .layers
+                    .iter()
+                    .map(|layer| {
+                        layer.op.has_weights().then(|| WeightQuantizer {
+                            width: Width::W2,
+                            scales: Vec::new(),
+                            per_tensor: layer.name == "fc",
+                        })
+                    })
+                    .collect(),
+                activations: vec![
+                    ActivationQuantizer {
+                        scale: 0.1,
+                        zero_point: -128,
+                    };
+                    network.layers.len() + 1
+                ],
+            }),
+            network,
+            labels: vec!["cat".into(), "dog".into(), "frog".into()],
+            provenance: Provenance {
+                data: "synthetic".into(),
+                method: "ptq".into(),
+                seed: 1 << 60,
+                top1: Some(81.25),
+            },
+        }
+    }
+
+    fn assert_same(a: &Checkpoint, b: &Checkpoint) {
+        assert_eq!(a.network, b.network);
+        assert_eq!(a.state, b.state);
+        assert_eq!(a.quantization, b.quantization);
+        assert_eq!(a.labels, b.labels);
+        assert_eq!(a.provenance, b.provenance);
+    }
+
+    #[test]
+    fn checkpoints_come_back_whole_and_have_fixed_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let mut saved = checkpoint();
+        saved.save(&path).unwrap();
+        assert_same(&Checkpoint::load(&path).unwrap(), &saved);
+        assert_eq!(
+            std::fs::read(&path).unwrap(),
+            checkpoint().to_bytes(&BTreeMap::new()).unwrap()
+        );
+        saved.quantization = None;
+        saved.provenance.top1 = None;
+        saved.save(&path).unwrap();
+        assert_same(&Checkpoint::load(&path).unwrap(), &saved);
+    }
+
+    #[test]
+    fn weights_are_readable_as_any_safetensors() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        checkpoint().save(&path).unwrap();
+        assert_eq!(StateDict::load(&path).unwrap(), checkpoint().state);
+    }
+
+    #[test]
+    fn extra_bytes_travel_along() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let extra = BTreeMap::from([("optimizer".to_owned(), vec![1, 2, 3]), ("empty".to_owned(), vec![])]);
+        checkpoint().save_with(&path, &extra).unwrap();
+        let (loaded, found) = Checkpoint::load_with(&path).unwrap();
+        assert_same(&loaded, &checkpoint());
+        assert_eq!(found, extra);
+        assert_same(&Checkpoint::load(&path).unwrap(), &checkpoint());
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.safetensors");
+        std::fs::write(&path, bytes).unwrap();
+        let error = Checkpoint::load(&path).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Weights);
+        let text = error.to_string();
+        assert!(text.starts_with(&path.display().to_string()), "{text}");
+        text
+    }
+
+    #[test]
+    fn foreign_files_point_to_import() {
+        let array = Bytes::of_bytes(&[1, 2, 3, 4]);
+        let foreign = safetensors::serialize([("w", array)], None).unwrap();
+        for bytes in [
+            &foreign[..],
+            b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P",
+            b"PK\x03\x04abcdefghij",
+        ] {
+            assert!(refusal(bytes).contains("adcorda import"));
+        }
+    }
+
+    #[test]
+    fn cut_files_are_refused() {
+        let whole = checkpoint().to_bytes(&BTreeMap::new()).unwrap();
+        for len in (0..whole.len()).step_by(997).chain([1, 8, 9, 100, whole.len() - 1]) {
+            refusal(&whole[..len]);
+        }
+    }
+
+    #[test]
+    fn newer_versions_and_broken_descriptions_are_told_apart() {
+        let with = |json: &str| {
+            let metadata = HashMap::from([(KEY.to_owned(), json.to_owned())]);
+            refusal(&safetensors::serialize([("w", Bytes::of_bytes(&[1]))], Some(metadata)).unwrap())
+        };
+        assert!(with(r#"{"version": 2, "layers": "of another kind"}"#).contains("version 2"));
+        assert!(with(r#"{"version": 1}"#).contains("description is damaged"));
+        assert!(with("version 1").contains("description is damaged"));
+    }
+
+    #[test]
+    fn checkpoints_with_wrong_weights_are_refused() {
+        let mut broken = checkpoint();
+        broken.state.tensors.remove("bn1.bias");
+        assert!(refusal(&broken.to_bytes(&BTreeMap::new()).unwrap()).contains("missing bn1.bias"));
+        let mut broken = checkpoint();
+        broken.quantization.as_mut().unwrap().activations.pop();
+        assert!(refusal(&broken.to_bytes(&BTreeMap::new()).unwrap()).contains("values"));
+    }
+
+    #[test]
+    fn a_failed_save_leaves_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = checkpoint().save(folder.path().join("missing/a.safetensors")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+    }
+}

@@ -700,3 +700,594 @@ impl FakeQuantize for Auto {
         Tensor::from_primitive(TensorPrimitive::Float(y))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::module::AutodiffModule;
+    use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+    use burn::record::{BinBytesRecorder, FullPrecisionSettings, Recorder};
+    use rand::Rng;
+
+    use super::*;
+    use crate::data::batch::{Purpose, rng};
+    use crate::data::{Split, synthetic};
+    use crate::network::{Layer, Normalization, Shape};
+    use crate::quantize::{QuantizeOptions, ptq};
+    use crate::zoo::zoo;
+
+    fn random(len: usize, seed: u64, low: f32, high: f32) -> Vec<f32> {
+        let mut rng = rng(seed, Purpose::Initialization, 99);
+        (0..len).map(|_| low + (high - low) * rng.random::<f32>()).collect()
+    }
+
+    fn window(kernel: u8, stride: u8, [top, bottom, left, right]: [u8; 4]) -> Window {
+        Window {
+            kernel_height: kernel,
+            kernel_width: kernel,
+            stride_height: stride,
+            stride_width: stride,
+            pad_top: top,
+            pad_bottom: bottom,
+            pad_left: left,
+            pad_right: right,
+        }
+    }
+
+    /// Every operation, with every kind of padding and fusion, on a 7x6 image.
+    fn zoo_of_operations() -> (Network, StateDict) {
+        let norm = |name: &str| {
+            Some(BatchNorm {
+                name: name.into(),
+                epsilon: 0.01,
+            })
+        };
+        let conv = |out_channels, window, bias, batch_norm, relu| Op::Conv2d {
+            out_channels,
+            window,
+            bias,
+            batch_norm,
+            relu,
+        };
+        let operations: Vec<(Op, Vec<usize>)> = vec![
+            (conv(4, window(3, 2, [0, 1, 1, 2]), true, norm("bn0"), true), vec![0]),
+            (
+                Op::DepthwiseConv2d {
+                    window: window(3, 1, [1, 1, 1, 1]),
+                    bias: true,
+                    batch_norm: norm("bn1"),
+                    relu: false,
+                },
+                vec![1],
+            ),
+            (Op::Add { relu: true }, vec![2, 1]),
+            (conv(4, window(1, 1, [0; 4]), true, None, false), vec![3]),
+            (Op::Add { relu: false }, vec![4, 4]),
+            (
+                Op::MaxPool {
+                    window: window(2, 1, [1, 0, 1, 0]),
+                },
+                vec![5],
+            ),
+            (
+                Op::Subsample {
+                    stride: 2,
+                    channels_before: 1,
+                    channels_after: 2,
+                },
+                vec![6],
+            ),
+            (conv(7, window(2, 2, [1, 0, 0, 1]), false, norm("bn7"), false), vec![5]),
+            (Op::Add { relu: false }, vec![7, 8]),
+            (
+                Op::AvgPool {
+                    window: window(2, 1, [0, 1, 1, 1]),
+                },
+                vec![9],
+            ),
+            (
+                Op::MaxPool {
+                    window: window(3, 2, [1, 1, 1, 1]),
+                },
+                vec![10],
+            ),
+            (
+                Op::Linear {
+                    out_features: 9,
+                    bias: true,
+                    relu: true,
+                },
+                vec![11],
+            ),
+            (
+                Op::Linear {
+                    out_features: 3,
+                    bias: false,
+                    relu: false,
+                },
+                vec![12],
+            ),
+        ];
+        let network = Network {
+            name: "operations".into(),
+            input: Shape {
+                height: 7,
+                width: 6,
+                channels: 2,
+            },
+            normalization: Normalization {
+                mean: vec![100.0, 140.0],
+                std: vec![50.0, 70.0],
+            },
+            layers: operations
+                .into_iter()
+                .enumerate()
+                .map(|(index, (op, inputs))| Layer {
+                    name: format!("layer{index}"),
+                    op,
+                    inputs,
+                })
+                .collect(),
+        };
+        let mut state = StateDict::init(&network, 5).unwrap();
+        for (seed, (name, array)) in state.tensors.iter_mut().enumerate() {
+            let low = if name.ends_with("running_var") { 0.3 } else { -0.8 };
+            array.values = random(array.values.len(), seed as u64, low, 1.0);
+        }
+        (network, state)
+    }
+
+    /// One image through the network as written in the operations' documentation, in doubles and plain loops.
+    fn naive(network: &Network, state: &StateDict, pixels: &[f32]) -> Vec<Vec<f64>> {
+        let shapes = network.shapes().unwrap();
+        let tensor = |name: String| -> Vec<f64> { state.tensors[&name].values.iter().map(|&v| f64::from(v)).collect() };
+        let plane = network.input.height * network.input.width;
+        let normalization = &network.normalization;
+        let mut values = vec![
+            pixels
+                .iter()
+                .enumerate()
+                .map(|(i, &p)| f64::from((p - normalization.mean[i / plane]) / normalization.std[i / plane]))
+                .collect::<Vec<f64>>(),
+        ];
+        for (index, layer) in network.layers.iter().enumerate() {
+            let (from, to) = (shapes[layer.inputs[0]], shapes[index + 1]);
+            let x = values[layer.inputs[0]].clone();
+            let at = |c: usize, y: isize, x_: isize| -> Option<f64> {
+                let inside = (0..from.height as isize).contains(&y) && (0..from.width as isize).contains(&x_);
+                inside.then(|| x[(c * from.height + y as usize) * from.width + x_ as usize])
+            };
+            let mut output = vec![0.0; to.elements()];
+            for (i, out) in output.iter_mut().enumerate() {
+                let (o, y, x_) = (i / (to.height * to.width), i / to.width % to.height, i % to.width);
+                let taps = |window: &Window| {
+                    let (top, left) = (window.pad_top as isize, window.pad_left as isize);
+                    let (sy, sx) = (window.stride_height as usize, window.stride_width as usize);
+                    let mut taps = Vec::new();
+                    for ky in 0..window.kernel_height as usize {
+                        for kx in 0..window.kernel_width as usize {
+                            taps.push(((y * sy + ky) as isize - top, (x_ * sx + kx) as isize - left));
+                        }
+                    }
+                    taps
+                };
+                *out = match &layer.op {
+                    Op::Conv2d { window, .. } | Op::DepthwiseConv2d { window, .. } => {
+                        let weight = tensor(format!("{}.weight", layer.name));
+                        let depthwise = matches!(layer.op, Op::DepthwiseConv2d { .. });
+                        let channels = if depthwise { o..o + 1 } else { 0..from.channels };
+                        let per_row = channels.len() * taps(window).len();
+                        let mut weights = weight[o * per_row..].iter();
+                        let mut sum = 0.0;
+                        for c in channels {
+                            for (y, x_) in taps(window) {
+                                sum += weights.next().unwrap() * at(c, y, x_).unwrap_or(0.0);
+                            }
+                        }
+                        sum
+                    }
+                    Op::Linear { .. } => {
+                        let weight = tensor(format!("{}.weight", layer.name));
+                        x.iter().zip(&weight[o * x.len()..]).map(|(x, w)| x * w).sum()
+                    }
+                    Op::Add { .. } => x[i] + values[layer.inputs[1]][i],
+                    Op::MaxPool { window } => {
+                        let taps = taps(window).into_iter().filter_map(|(y, x_)| at(o, y, x_));
+                        taps.fold(f64::MIN, f64::max)
+                    }
+                    Op::AvgPool { window } => {
+                        let taps = taps(window);
+                        taps.iter().map(|&(y, x_)| at(o, y, x_).unwrap_or(0.0)).sum::<f64>() / taps.len() as f64
+                    }
+                    Op::Subsample {
+                        stride, channels_before, ..
+                    } => match o.checked_sub(*channels_before) {
+                        Some(c) if c < from.channels => at(c, (y * stride) as isize, (x_ * stride) as isize).unwrap(),
+                        _ => 0.0,
+                    },
+                };
+                if layer.op.has_bias() {
+                    *out += tensor(format!("{}.bias", layer.name))[o];
+                }
+                if let Some(norm) = layer.op.batch_norm() {
+                    let part = |part: &str| tensor(format!("{}.{part}", norm.name))[o];
+                    *out = (*out - part("running_mean")) / (part("running_var") + f64::from(norm.epsilon)).sqrt();
+                    *out = *out * part("weight") + part("bias");
+                }
+                if layer.op.relu() {
+                    *out = out.max(0.0);
+                }
+            }
+            values.push(output);
+        }
+        values
+    }
+
+    fn image_batch(network: &Network, n: usize) -> Vec<f32> {
+        random(n * network.input.elements(), 77, 0.0, 255.0)
+    }
+
+    fn tensor(network: &Network, planar: &[f32], n: usize) -> Tensor<Inner, 4> {
+        let Shape { height, width, channels } = network.input;
+        pixels(planar.to_vec(), n, [height, width, channels], &Device::flex())
+    }
+
+    fn assert_close(found: &[f32], expected: &[f64], what: &str) {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let tolerance = 1e-4 * (1.0 + expected.abs());
+            assert!(
+                (f64::from(*found) - expected).abs() < tolerance,
+                "{what} [{i}]: {found}, expected {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_operation_computes_what_it_documents() {
+        let (network, state) = zoo_of_operations();
+        let planar = image_batch(&network, 2);
+        let net = Net::<Inner>::from_state(&network, &state, &Device::flex()).unwrap();
+        let mut seen = Vec::new();
+        let x = tensor(&network, &planar, 2);
+        let output = net.run(&network, &[], &[], x, Statistics::Running, |value, tensor| {
+            assert_eq!(value, seen.len());
+            seen.push(to_host(tensor.clone()));
+        });
+        let images: Vec<Vec<Vec<f64>>> = planar
+            .chunks_exact(network.input.elements())
+            .map(|image| naive(&network, &state, image))
+            .collect();
+        let expected = |value: usize| images.iter().flat_map(|image| image[value].clone()).collect::<Vec<_>>();
+        assert_eq!(seen.len(), network.layers.len());
+        for (value, found) in seen.iter().enumerate() {
+            assert_close(found, &expected(value), &format!("value {value}"));
+        }
+        let last = network.layers.len();
+        assert_close(&to_host(output.logits), &expected(last), "logits");
+        assert_close(&to_host(output.features), &expected(last - 1), "features");
+    }
+
+    #[test]
+    fn parameters_survive_the_way_to_the_device_and_back() {
+        let (network, state) = zoo_of_operations();
+        let net = Net::<Auto>::from_state(&network, &state, &Device::flex()).unwrap();
+        assert_eq!(net.to_state(&network), state);
+        assert_eq!(net.valid().to_state(&network), state);
+    }
+
+    #[test]
+    fn weights_of_another_network_are_refused() {
+        let (network, _) = zoo_of_operations();
+        let state = StateDict::init(&zoo("tiny", 10).unwrap(), 1).unwrap();
+        let error = Net::<Inner>::from_state(&network, &state, &Device::flex()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Weights);
+        assert!(Frozen::new(&network, &state, None, &Device::flex()).is_err());
+    }
+
+    #[test]
+    fn fake_quantized_weights_are_those_of_the_host() {
+        let device = Device::flex();
+        for (width, per_tensor) in Width::ALL.into_iter().flat_map(|width| [(width, false), (width, true)]) {
+            let mut values = random(40 * 27, 3, -0.3, 0.3);
+            values[..27].fill(0.0);
+            values[30] = 0.0;
+            let array = Array {
+                shape: vec![40, 3, 3, 3],
+                values,
+            };
+            let quantizer = WeightQuantizer {
+                width,
+                scales: weights::choose_scales(&array, width, per_tensor),
+                per_tensor,
+            };
+            let host = weights::quantize_rows(&array, &quantizer).dequantize();
+            let data = TensorData::new(array.values.clone(), [40, 27]);
+            let weight = Tensor::<Auto, 2>::from_data(data, device.dispatch()).require_grad();
+            let quantized = fake_quantize_weight(weight.clone(), &quantizer);
+            for (i, (found, expected)) in to_host(quantized.clone().inner()).iter().zip(&host).enumerate() {
+                assert!(
+                    (found - expected).abs() <= 1e-6,
+                    "{width:?} {per_tensor} [{i}]: {found}, expected {expected}"
+                );
+            }
+            // Straight through: the gradient of the sum of squares is twice the quantized weight.
+            let gradients = quantized.clone().square().sum().backward();
+            let gradient = to_host(weight.grad(&gradients).unwrap());
+            let twice: Vec<f64> = to_host(quantized.inner()).iter().map(|&q| 2.0 * f64::from(q)).collect();
+            assert_close(&gradient, &twice, "gradient");
+        }
+    }
+
+    #[test]
+    fn fake_quantized_activations_round_limit_and_pass_gradients_within() {
+        let values = vec![-3.0, -1.02, -0.99, -0.26, -0.24, 0.0, 0.24, 0.26, 0.99, 1.3];
+        let quantizer = ActivationQuantizer {
+            scale: 0.5,
+            zero_point: 126,
+        };
+        // Codes -128 to 127 are -127.0 to 0.5.
+        let check = |relu: bool, expected: [f32; 10], slope: [f32; 10]| {
+            let data = TensorData::new(values.clone(), [1, 1, 2, 5]);
+            let x = Tensor::<Auto, 4>::from_data(data, Device::flex().dispatch()).require_grad();
+            let y = finish(x.clone(), relu, Some(&quantizer));
+            assert_eq!(to_host(y.clone().inner()), expected);
+            let gradients = (y * 3.0).sum().backward();
+            assert_eq!(to_host(x.grad(&gradients).unwrap()), slope.map(|s| 3.0 * s));
+            let plain = finish(x.inner(), relu, Some(&quantizer));
+            assert_eq!(to_host(plain), expected);
+        };
+        check(
+            false,
+            [-3.0, -1.0, -1.0, -0.5, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5],
+            [1., 1., 1., 1., 1., 1., 1., 1., 0., 0.],
+        );
+        check(
+            true,
+            [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5],
+            [0., 0., 0., 0., 0., 1., 1., 1., 0., 0.],
+        );
+    }
+
+    fn tiny() -> (Network, StateDict) {
+        let network = zoo("tiny", 10).unwrap();
+        let state = StateDict::init(&network, 11).unwrap();
+        (network, state)
+    }
+
+    #[test]
+    fn training_normalizes_with_the_batch_and_moves_the_statistics() {
+        let (network, state) = tiny();
+        let images = synthetic::load(Split::Train, 32);
+        let net = Net::<Auto>::from_state(&network, &state, &Device::flex()).unwrap();
+        let x = to_device(&images, &(0..32).collect::<Vec<_>>(), &Device::flex());
+        let mut first = Vec::new();
+        let statistics = Statistics::Batch { momentum: MOMENTUM };
+        net.run(
+            &network,
+            &[],
+            &[],
+            Tensor::from_inner(x.clone()),
+            statistics,
+            |value, tensor| {
+                if value == 1 {
+                    first = to_host(tensor.clone().inner());
+                }
+            },
+        );
+        // After ReLU of a standard normal number, the mean square is a half.
+        let square = first.iter().map(|v| f64::from(v * v)).sum::<f64>() / first.len() as f64;
+        assert!((0.3..0.7).contains(&square), "{square}");
+        let moved = net.to_state(&network);
+        assert_ne!(moved.tensors["bn1.running_mean"], state.tensors["bn1.running_mean"]);
+        // One batch is a tenth of the new variance, the initial 1 nine tenths.
+        let estimated = estimate_statistics(&network, &state, &images, 32, &Device::flex()).unwrap();
+        let expected: Vec<f64> = estimated.tensors["bn1.running_var"]
+            .values
+            .iter()
+            .map(|&v| 0.9 + 0.1 * f64::from(v))
+            .collect();
+        assert_close(&moved.tensors["bn1.running_var"].values, &expected, "running variance");
+
+        let before = net.to_state(&network);
+        net.forward(&network, None, Tensor::from_inner(x), Mode::Frozen);
+        assert_eq!(net.to_state(&network), before);
+    }
+
+    #[test]
+    fn a_bias_before_batch_norm_only_shifts_the_running_mean() {
+        let (network, mut state) = tiny();
+        let mut biased = network.clone();
+        if let Op::Conv2d { bias, .. } = &mut biased.layers[0].op {
+            *bias = true;
+        }
+        let images = synthetic::load(Split::Train, 16);
+        let plain = estimate_statistics(&network, &state, &images, 16, &Device::flex()).unwrap();
+        let bias = random(12, 8, -1.0, 1.0);
+        let array = Array {
+            shape: vec![12],
+            values: bias.clone(),
+        };
+        state.tensors.insert("conv1.bias".into(), array);
+        let shifted = estimate_statistics(&biased, &state, &images, 16, &Device::flex()).unwrap();
+        let mean = |state: &StateDict| state.tensors["bn1.running_mean"].values.clone();
+        let expected: Vec<f64> = mean(&plain).iter().zip(&bias).map(|(m, b)| f64::from(m + b)).collect();
+        assert_close(&mean(&shifted), &expected, "mean");
+        assert_eq!(shifted.tensors["bn1.running_var"], plain.tensors["bn1.running_var"]);
+        assert_eq!(shifted.tensors["bn2.running_mean"], plain.tensors["bn2.running_mean"]);
+        // And the network computes the same with either pair.
+        let logits = |network: &Network, state: &StateDict| {
+            let frozen = Frozen::new(network, state, None, &Device::flex()).unwrap();
+            frozen.logits_of(&images, 5).unwrap()
+        };
+        let expected: Vec<f64> = logits(&network, &plain).iter().map(|&v| f64::from(v)).collect();
+        assert_close(&logits(&biased, &shifted), &expected, "logits");
+    }
+
+    #[test]
+    fn pixel_gradients_are_those_of_finite_differences() {
+        let (network, state) = zoo_of_operations();
+        let planar = image_batch(&network, 1);
+        let frozen = Frozen::new(&network, &state, None, &Device::flex()).unwrap();
+        let loss = |output: Output<Auto>| output.logits.square().sum();
+        let (gradient, output) = frozen.input_gradient(tensor(&network, &planar, 1), loss);
+        assert_eq!(
+            to_host(output.logits),
+            to_host(frozen.forward(tensor(&network, &planar, 1)).logits)
+        );
+        let gradient = to_host(gradient);
+        let exact = |planar: &[f32]| -> f64 { naive(&network, &state, planar).last().unwrap().iter().map(|v| v * v).sum() };
+        let largest = gradient.iter().fold(0f32, |m, g| m.max(g.abs()));
+        assert!(largest > 0.0);
+        for (i, &found) in gradient.iter().enumerate() {
+            let step = 1e-2;
+            let moved = |by: f32| {
+                let mut planar = planar.clone();
+                planar[i] += by;
+                exact(&planar)
+            };
+            let expected = (moved(step) - moved(-step)) / (2.0 * f64::from(step));
+            let tolerance = 0.01 * f64::from(largest);
+            assert!(
+                (f64::from(found) - expected).abs() < tolerance,
+                "pixel {i}: {found}, expected {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn attacks_leave_a_frozen_network_as_it_is() {
+        let (network, state) = tiny();
+        let images = synthetic::load(Split::Train, 8);
+        let frozen = Frozen::new(&network, &state, None, &Device::flex()).unwrap();
+        let x = to_device(&images, &[0, 1, 2], &Device::flex());
+        let before = frozen.logits_of(&images, 8).unwrap();
+        for _ in 0..2 {
+            frozen.input_gradient(x.clone(), |output| output.logits.sum());
+        }
+        assert_eq!(frozen.logits_of(&images, 8).unwrap(), before);
+        assert_eq!(frozen.tracking.to_state(&network), state);
+    }
+
+    #[test]
+    fn batch_size_does_not_change_an_image_s_logits() {
+        let (network, state) = tiny();
+        let images = synthetic::load(Split::Test, 10);
+        let frozen = Frozen::new(&network, &state, None, &Device::flex()).unwrap();
+        let whole: Vec<f64> = frozen.logits_of(&images, 10).unwrap().iter().map(|&v| f64::from(v)).collect();
+        assert_close(&frozen.logits_of(&images, 3).unwrap(), &whole, "logits");
+        let right = frozen
+            .predict(&images)
+            .unwrap()
+            .iter()
+            .zip(images.labels())
+            .filter(|(a, b)| a == b)
+            .count();
+        assert_eq!(frozen.accuracy(&images).unwrap(), 10.0 * right as f32);
+    }
+
+    #[test]
+    fn images_of_another_size_are_data_errors() {
+        let (network, state) = zoo_of_operations();
+        let frozen = Frozen::new(&network, &state, None, &Device::flex()).unwrap();
+        let error = frozen.accuracy(&synthetic::load(Split::Test, 2)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Data);
+        assert!(
+            error.to_string().contains("32x32x3") && error.to_string().contains("7x6x2"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn training_and_frozen_networks_see_the_same_quantization() {
+        let (network, state) = tiny();
+        let images = synthetic::load(Split::Train, 64);
+        for width in Width::ALL {
+            let float = crate::checkpoint::Checkpoint {
+                network: network.clone(),
+                state: state.clone(),
+                quantization: None,
+                labels: Vec::new(),
+                provenance: Default::default(),
+            };
+            let quantized = ptq(&float, &images, &QuantizeOptions::new(width), &Device::flex()).unwrap();
+            let quantization = quantized.quantization.as_ref();
+            let frozen = Frozen::new(&network, &quantized.state, quantization, &Device::flex()).unwrap();
+            let net = Net::<Auto>::from_state(&network, &quantized.state, &Device::flex()).unwrap();
+            let x = to_device(&images, &[0, 1, 2, 3, 4, 5, 6, 7], &Device::flex());
+            let a = to_host(frozen.forward(x.clone()).features);
+            let b = to_host(
+                net.forward(&network, quantization, Tensor::from_inner(x), Mode::Frozen)
+                    .features
+                    .inner(),
+            );
+            // A last bit of a scale may move a value that lies between two codes.
+            let step = quantization.unwrap().activations[network.layers.len() - 1].scale;
+            let other = a.iter().zip(&b).filter(|(a, b)| (*a - *b).abs() > 0.5 * step).count();
+            assert!(other * 100 <= a.len(), "{width:?}: {other} of {}", a.len());
+        }
+    }
+
+    #[test]
+    fn optimizer_state_fits_a_network_built_anew() {
+        let (network, state) = tiny();
+        let images = synthetic::load(Split::Train, 24);
+        let device = Device::flex();
+        let step = |net: Net<Auto>, optimizer: &mut dyn FnMut(Net<Auto>, GradientsParams) -> Net<Auto>, at: usize| {
+            let x = to_device(&images, &[at, at + 1, at + 2, at + 3], &device);
+            let output = net.forward(&network, None, Tensor::from_inner(x), Mode::Train);
+            let gradients = GradientsParams::from_grads(output.logits.square().mean().backward(), &net);
+            optimizer(net, gradients)
+        };
+        let recorder = BinBytesRecorder::<FullPrecisionSettings>::default();
+
+        let mut optimizer = AdamWConfig::new().init::<Auto, Net<Auto>>();
+        let mut net = Net::from_state(&network, &state, &device).unwrap();
+        for at in 0..3 {
+            net = step(net, &mut |net, gradients| optimizer.step(1e-2, net, gradients), at);
+        }
+        let stored = net.to_state(&network);
+        let record: Vec<u8> = Recorder::<Auto>::record(&recorder, optimizer.to_record(), ()).unwrap();
+        let unbroken = step(net, &mut |net, gradients| optimizer.step(1e-2, net, gradients), 5).to_state(&network);
+
+        let resume = |record: Option<Vec<u8>>| {
+            let mut optimizer = AdamWConfig::new().init::<Auto, Net<Auto>>();
+            if let Some(record) = record {
+                optimizer = optimizer.load_record(Recorder::<Auto>::load(&recorder, record, device.dispatch()).unwrap());
+            }
+            let net = Net::from_state(&network, &stored, &device).unwrap();
+            step(net, &mut |net, gradients| optimizer.step(1e-2, net, gradients), 5).to_state(&network)
+        };
+        assert_eq!(resume(Some(record)), unbroken);
+        assert_ne!(resume(None), unbroken);
+    }
+
+    #[cfg(feature = "ndarray")]
+    #[test]
+    fn ndarray_agrees_with_flex() {
+        let (network, state) = zoo_of_operations();
+        let planar = image_batch(&network, 2);
+        let logits = |device: Device| {
+            let net = Net::<Auto>::from_state(&network, &state, &device).unwrap();
+            let Shape { height, width, channels } = network.input;
+            let x = pixels(planar.clone(), 2, [height, width, channels], &device);
+            let output = net.forward(&network, None, Tensor::from_inner(x), Mode::Train);
+            let gradients = GradientsParams::from_grads(output.logits.clone().square().sum().backward(), &net);
+            let id = net.layers[0].weight.as_ref().unwrap().id;
+            let gradient: Tensor<Inner, 2> = gradients.get(id).unwrap();
+            [to_host(output.logits.inner()), to_host(gradient)].concat()
+        };
+        let expected: Vec<f64> = logits(Device::flex()).iter().map(|&v| f64::from(v)).collect();
+        assert_close(
+            &logits(Device::from_name("ndarray").unwrap()),
+            &expected,
+            "logits and gradient",
+        );
+    }
+
+    #[test]
+    fn equal_logits_give_the_first_class() {
+        assert_eq!(top1(&[1.0, 3.0, 3.0]), 1);
+        assert_eq!(top1(&[0.0, 0.0]), 0);
+        assert_eq!(top1(&[-2.0, -1.0]), 1);
+    }
+}

@@ -2,10 +2,12 @@
 //!
 //! Reads safetensors and PyTorch files (zip and the older format), writes nothing: that is [`crate::checkpoint`]'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn_store::pytorch::PytorchReader;
+use burn_store::pytorch::lazy_data::LazyDataSource;
+use burn_store::pytorch::pickle_reader::{Object, read_pickle, skip_pickle};
 use rand::Rng;
 use safetensors::{Dtype, SafeTensors};
 
@@ -63,8 +65,7 @@ impl StateDict {
         let path = path.as_ref();
         let bytes = crate::file::read(path)?;
         let tensors = if looks_like_pytorch(&bytes) {
-            drop(bytes);
-            read_pytorch(path)?
+            read_pytorch(path, &bytes)?
         } else {
             read_safetensors(path, &bytes)?
         };
@@ -78,7 +79,7 @@ impl StateDict {
     }
 
     /// Random initial weights: Kaiming normal for the fan-out with the gain of ReLU, biases 0, BatchNorm the identity.
-    /// The same for a seed on every platform.
+    /// The same bits for a seed on every platform.
     ///
     /// # Errors
     /// As [`Network::shapes`].
@@ -208,15 +209,18 @@ fn dimensions(shape: &[usize]) -> String {
     shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x")
 }
 
+/// What a zip archive starts with.
+const ZIP: &[u8] = b"PK\x03\x04";
+
 /// A zip archive, or a pickle (protocol 2 and later start with 0x80).
 fn looks_like_pytorch(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"PK\x03\x04") || bytes.first() == Some(&0x80)
+    bytes.starts_with(ZIP) || bytes.first() == Some(&0x80)
 }
 
-/// Box-Muller; one of the two numbers is dropped, so that a tensor's values do not depend on its neighbours' parity.
+/// Nearly normal, mean 0 and variance 1: the sum of twelve uniform numbers. Only additions, unlike the exact methods, whose
+/// logarithms differ in their last bit between platforms.
 fn standard_normal(rng: &mut impl Rng) -> f64 {
-    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-    radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
+    (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0
 }
 
 fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {
@@ -273,7 +277,8 @@ fn f32_from_f16(half: u16) -> f32 {
     }
 }
 
-fn read_pytorch(path: &Path) -> Result<BTreeMap<String, Array>> {
+fn read_pytorch(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Array>> {
+    check_pytorch_data(path, bytes)?;
     let reader = match PytorchReader::with_top_level_key(path, "state_dict") {
         Ok(reader) if !reader.is_empty() => reader,
         _ => PytorchReader::new(path).map_err(|cause| {
@@ -305,6 +310,60 @@ fn read_pytorch(path: &Path) -> Result<BTreeMap<String, Array>> {
     Ok(tensors)
 }
 
+/// burn's reader takes tensor data that is missing or damaged for zeros, so whether it is all there is checked beforehand.
+fn check_pytorch_data(path: &Path, bytes: &[u8]) -> Result<()> {
+    let cut = |cause: &dyn std::fmt::Display| {
+        damaged(
+            path,
+            format!("not a whole PyTorch checkpoint ({})", one_line(&cause.to_string())),
+        )
+    };
+    if bytes.starts_with(ZIP) {
+        let archive = LazyDataSource::from_zip(path).map_err(|cause| cut(&cause))?;
+        for key in archive.keys() {
+            // Reading to the end of an entry checks its CRC.
+            archive.read(&key).map_err(|cause| cut(&format!("{key}: {cause}")))?;
+        }
+        return Ok(());
+    }
+    // The older format: magic number, protocol, system and the object as a pickle each, then a pickle with the keys of the
+    // storages, then for each of them its number of elements and their bytes.
+    let mut rest = bytes;
+    for _ in 0..4 {
+        skip_pickle(&mut rest).map_err(|cause| cut(&format!("{cause:?}")))?;
+    }
+    let storages = match read_pickle(&mut rest) {
+        Ok(Object::List(keys)) => keys.len(),
+        Ok(_) => return Err(cut(&"it has no list of storages")),
+        Err(cause) => return Err(cut(&format!("{cause:?}"))),
+    };
+    // The size of an element is known to the object's pickle alone. So every size is tried; a wrong one hardly ever leads to
+    // another storage's head, and never all the way to the end of the file.
+    let mut starts = BTreeSet::from([0]);
+    for _ in 0..storages {
+        let mut ends = BTreeSet::new();
+        for start in starts {
+            let Some(head) = rest.get(start..).and_then(|tail| tail.first_chunk()) else {
+                continue;
+            };
+            let elements = u64::from_le_bytes(*head);
+            let end = |size| {
+                usize::try_from(elements)
+                    .ok()?
+                    .checked_mul(size)?
+                    .checked_add(start + head.len())
+            };
+            ends.extend([1, 2, 4, 8].into_iter().filter_map(end).filter(|&end| end <= rest.len()));
+        }
+        starts = ends;
+    }
+    if starts.contains(&rest.len()) {
+        Ok(())
+    } else {
+        Err(cut(&"it ends within its tensors, or has bytes after them"))
+    }
+}
+
 /// Without the prefix that PyTorch's DataParallel adds; `None` for BatchNorm's counter, which nothing here uses.
 fn kept_name(name: &str) -> Option<&str> {
     let name = name.strip_prefix("module.").unwrap_or(name);
@@ -313,4 +372,164 @@ fn kept_name(name: &str) -> Option<&str> {
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::zoo::zoo;
+
+    fn tiny() -> (Network, StateDict) {
+        let network = zoo("tiny", 10).unwrap();
+        let state = StateDict::init(&network, 3).unwrap();
+        (network, state)
+    }
+
+    fn safetensors_file(tensors: &[(&str, Dtype, Vec<usize>, &[u8])]) -> tempfile::NamedTempFile {
+        let views: HashMap<String, safetensors::tensor::TensorView> = tensors
+            .iter()
+            .map(|(name, dtype, shape, data)| {
+                let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), data).unwrap();
+                (name.to_string(), view)
+            })
+            .collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), safetensors::serialize(views, None).unwrap()).unwrap();
+        file
+    }
+
+    #[test]
+    fn initial_weights_have_the_spread_of_their_fan_out() {
+        let network = zoo("resnet20", 10).unwrap();
+        let state = StateDict::init(&network, 1).unwrap();
+        state.check(&network).unwrap();
+        assert_eq!(state, StateDict::init(&network, 1).unwrap());
+        assert_ne!(state, StateDict::init(&network, 2).unwrap());
+        let weights = &state.tensors["layer3.2.conv1.weight"].values;
+        let count = weights.len() as f64;
+        let mean = weights.iter().map(|&w| f64::from(w)).sum::<f64>() / count;
+        let std = (weights.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>() / count).sqrt();
+        let expected = (2.0f64 / (64.0 * 9.0)).sqrt();
+        assert!(
+            (std / expected - 1.0).abs() < 0.02 && mean.abs() < 0.02 * expected,
+            "{mean} {std}"
+        );
+        // Four standard deviations occur in so many numbers, seven cannot.
+        let largest = weights.iter().fold(0f32, |m, w| m.max(w.abs()));
+        assert!(f64::from(largest) > 3.5 * expected && f64::from(largest) < 6.0 * expected);
+        assert_eq!(state.tensors["bn1.weight"].values, [1.0; 16]);
+        assert_eq!(state.tensors["bn1.running_var"].values, [1.0; 16]);
+        assert_eq!(state.tensors["bn1.running_mean"].values, [0.0; 16]);
+        assert_eq!(state.tensors["linear.bias"].values, [0.0; 10]);
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let (network, mut state) = tiny();
+        let renamed = state.tensors.remove("conv2.weight").unwrap();
+        state.tensors.insert("conv3.weight".into(), renamed);
+        state.tensors.get_mut("fc.weight").unwrap().shape = vec![24, 10];
+        let conv = &mut state.tensors.get_mut("conv1.weight").unwrap().values;
+        conv[3 * 9 + 5] = f32::NAN;
+        conv[40] = f32::INFINITY;
+        state.tensors.get_mut("bn1.running_var").unwrap().values[7] = -0.5;
+        let error = state.check(&network).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Weights);
+        let text = error.to_string();
+        for needle in [
+            "missing conv2.weight 24x12x3x3",
+            "conv3.weight 24x12x3x3: the network has no such tensor",
+            "fc.weight: expected 10x24, found 24x10",
+            "conv1.weight: value NaN at [1, 0, 1, 2] (1 more are not finite)",
+            "bn1.running_var: value -0.5 at [7]",
+            "5 problems",
+        ] {
+            assert!(text.contains(needle), "{needle} in {text}");
+        }
+    }
+
+    #[test]
+    fn safetensors_of_every_float_type_are_read() {
+        let halves: Vec<u8> = [0x3C00u16, 0xC000, 0x0001, 0x7BFF]
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
+        let brains: Vec<u8> = [0x3F80u16, 0xC040].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let singles: Vec<u8> = [1.5f32, -0.25].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let doubles: Vec<u8> = 0.1f64.to_le_bytes().to_vec();
+        let file = safetensors_file(&[
+            ("module.a", Dtype::F16, vec![2, 2], &halves),
+            ("b", Dtype::BF16, vec![2], &brains),
+            ("c", Dtype::F32, vec![2, 1], &singles),
+            ("d", Dtype::F64, vec![1], &doubles),
+            ("bn.num_batches_tracked", Dtype::I64, vec![1], &[0; 8]),
+        ]);
+        let state = StateDict::load(file.path()).unwrap();
+        let values = |name: &str| state.tensors[name].values.clone();
+        assert_eq!(state.tensors.keys().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+        assert_eq!(values("a"), [1.0, -2.0, 2f32.powi(-24), 65504.0]);
+        assert_eq!(state.tensors["a"].shape, [2, 2]);
+        assert_eq!(values("b"), [1.0, -3.0]);
+        assert_eq!(values("c"), [1.5, -0.25]);
+        assert_eq!(values("d"), [0.1f32]);
+    }
+
+    #[test]
+    fn tensors_of_integers_are_refused() {
+        let file = safetensors_file(&[("steps", Dtype::I64, vec![1], &[0; 8])]);
+        let error = StateDict::load(file.path()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Weights);
+        assert!(error.to_string().contains("tensor steps is of I64"), "{error}");
+    }
+
+    #[test]
+    fn damaged_files_name_themselves() {
+        let whole = std::fs::read(safetensors_file(&[("w", Dtype::F32, vec![2], &[0; 8])]).path()).unwrap();
+        let mut cases: Vec<Vec<u8>> = (0..whole.len()).map(|len| whole[..len].to_vec()).collect();
+        cases.push(b"PK\x03\x04 no archive".to_vec());
+        cases.push([&[0x80, 2][..], b"no pickle at all"].concat());
+        cases.push(b"GIF89a and so on, some more bytes".to_vec());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for bytes in cases {
+            std::fs::write(file.path(), &bytes).unwrap();
+            let error = StateDict::load(file.path()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Weights, "{bytes:?}");
+            assert!(error.to_string().contains(&file.path().display().to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn missing_files_are_io_errors() {
+        let error = StateDict::load("no/such/weights.safetensors").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        assert!(error.to_string().contains("no/such/weights.safetensors"), "{error}");
+    }
+
+    /// The published files, where `ADCORDA_TEST_DATA` is a folder with `models` in it.
+    #[test]
+    fn published_weights_load_and_fit() {
+        let Some(folder) = std::env::var_os("ADCORDA_TEST_DATA") else {
+            eprintln!("skipped: ADCORDA_TEST_DATA is not set");
+            return;
+        };
+        let models = Path::new(&folder).join("models");
+        let load = |file: &str| StateDict::load(models.join(file)).unwrap();
+        load("mlperf-tiny-resnet8.safetensors")
+            .check(&zoo("resnet8", 10).unwrap())
+            .unwrap();
+        let resnet20 = load("resnet20-cifar10.safetensors");
+        resnet20.check(&zoo("resnet20", 10).unwrap()).unwrap();
+        assert_eq!(load("resnet20-cifar10.th"), resnet20);
+        assert!(resnet20.check(&zoo("resnet8", 10).unwrap()).is_err());
+
+        let legacy = std::fs::read(models.join("resnet20-cifar10.th")).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for len in [1, 100, 5000, legacy.len() / 2, legacy.len() - 4, legacy.len() - 1] {
+            std::fs::write(file.path(), &legacy[..len]).unwrap();
+            let error = StateDict::load(file.path()).map(|state| state.values()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Weights, "{len}");
+        }
+    }
 }

@@ -207,3 +207,183 @@ impl Histogram {
         best.1
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{Split, synthetic};
+    use crate::network::{Layer, Shape, Window};
+    use crate::zoo::zoo;
+
+    fn quantizer(scale: f32, zero_point: i8) -> ActivationQuantizer {
+        ActivationQuantizer { scale, zero_point }
+    }
+
+    #[test]
+    fn raw_pixels_are_exact() {
+        let normalization = zoo("resnet8", 10).unwrap().normalization;
+        assert_eq!(input_quantizer(&normalization), quantizer(1.0, -128));
+    }
+
+    #[test]
+    fn normalized_pixels_use_all_codes() {
+        let normalization = zoo("resnet20", 10).unwrap().normalization;
+        let ActivationQuantizer { scale, zero_point } = input_quantizer(&normalization);
+        let code = |pixel: f32, c: usize| {
+            let real = (pixel - normalization.mean[c]) / normalization.std[c];
+            (real / scale).round() as i32 + i32::from(zero_point)
+        };
+        let codes: Vec<i32> = (0..3).flat_map(|c| [code(0.0, c), code(255.0, c)]).collect();
+        assert_eq!(codes.iter().min(), Some(&-128));
+        assert_eq!(codes.iter().max(), Some(&127));
+    }
+
+    #[test]
+    fn ranges_hold_zero_exactly() {
+        assert_eq!(quantizer_of_range(0.0, 510.0), quantizer(2.0, -128));
+        assert_eq!(quantizer_of_range(-510.0, 0.0), quantizer(2.0, 127));
+        assert_eq!(quantizer_of_range(100.0, 510.0), quantizer(2.0, -128));
+        assert_eq!(quantizer_of_range(-200.0, 310.0), quantizer(2.0, -28));
+        assert_eq!(quantizer_of_range(0.0, 0.0), quantizer(1.0, 0));
+    }
+
+    #[test]
+    fn percentile_leaves_outliers_outside() {
+        let mut histogram = Histogram::default();
+        let values: Vec<f32> = (0..100_000).map(|i| i as f32 / 100_000.0).collect();
+        histogram.add(&values);
+        histogram.add(&[40.0; 5]);
+        let found = histogram.quantizer(Calibration::Percentile);
+        assert_eq!(found.zero_point, -128);
+        assert!((found.scale * 255.0 - 1.0).abs() < 0.02, "{found:?}");
+    }
+
+    #[test]
+    fn least_squares_weighs_saturation_against_steps() {
+        let mut histogram = Histogram::default();
+        let values: Vec<f32> = (0..100_000).map(|i| i as f32 / 100_000.0).collect();
+        histogram.add(&values);
+        histogram.add(&[3.0]);
+        let clipped = histogram.quantizer(Calibration::Mse);
+        assert!(clipped.scale * 255.0 < 2.9, "{clipped:?}");
+        // Where many values are large, they are kept.
+        histogram.add(&[3.0; 20_000]);
+        let kept = histogram.quantizer(Calibration::Mse);
+        assert!(kept.scale * 255.0 > 2.95, "{kept:?}");
+    }
+
+    #[test]
+    fn signed_values_have_a_zero_point_between() {
+        for calibration in [Calibration::Percentile, Calibration::Mse] {
+            let mut histogram = Histogram::default();
+            let values: Vec<f32> = (0..10_000).map(|i| i as f32 / 5_000.0 - 1.5).collect();
+            histogram.add(&values);
+            let ActivationQuantizer { scale, zero_point } = histogram.quantizer(calibration);
+            assert!((scale - 2.0 / 255.0).abs() < 2e-4, "{scale}");
+            assert!((60..=66).contains(&zero_point), "{zero_point}");
+        }
+    }
+
+    #[test]
+    fn constant_values_have_a_usable_scale() {
+        for calibration in [Calibration::Percentile, Calibration::Mse] {
+            let mut zeros = Histogram::default();
+            zeros.add(&[0.0; 10]);
+            assert_eq!(zeros.quantizer(calibration), quantizer(1.0, 0));
+            let mut ones = Histogram::default();
+            ones.add(&[1.0; 10]);
+            let found = ones.quantizer(calibration);
+            assert!(
+                (found.scale * 255.0 - 1.0).abs() < 0.01 && found.zero_point == -128,
+                "{found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn growing_range_keeps_counts_in_place() {
+        let mut grown = Histogram::default();
+        grown.add(&[0.01, -0.01, 0.003]);
+        grown.add(&[1.0, -0.6, 0.01]);
+        assert_eq!(grown.counts.iter().sum::<u64>(), 6);
+        let width = 2.0 * grown.limit / Histogram::BINS as f32;
+        let expected = [(-0.6, 1), (-0.01, 1), (0.003, 1), (0.01, 2), (1.0, 1)];
+        for ((middle, count), (value, times)) in grown.bins().zip(expected) {
+            assert_eq!(count, times);
+            assert!((middle - value).abs() <= width, "{middle} for {value}");
+        }
+    }
+
+    #[test]
+    fn moved_values_share_their_quantizer() {
+        let pool = Window {
+            kernel_height: 2,
+            kernel_width: 2,
+            stride_height: 2,
+            stride_width: 2,
+            pad_top: 0,
+            pad_bottom: 0,
+            pad_left: 0,
+            pad_right: 0,
+        };
+        let layer = |name: &str, op, input| Layer {
+            name: name.into(),
+            op,
+            inputs: vec![input],
+        };
+        let network = Network {
+            name: "moves".into(),
+            input: Shape {
+                height: 32,
+                width: 32,
+                channels: 3,
+            },
+            normalization: Normalization {
+                mean: vec![0.0; 3],
+                std: vec![1.0; 3],
+            },
+            layers: vec![
+                layer("pool", Op::MaxPool { window: pool }, 0),
+                layer("average", Op::AvgPool { window: pool }, 1),
+                layer(
+                    "skip",
+                    Op::Subsample {
+                        stride: 4,
+                        channels_before: 1,
+                        channels_after: 1,
+                    },
+                    2,
+                ),
+                layer(
+                    "fc",
+                    Op::Linear {
+                        out_features: 2,
+                        bias: false,
+                        relu: false,
+                    },
+                    3,
+                ),
+            ],
+        };
+        let state = StateDict::init(&network, 1).unwrap();
+        let weights = vec![None, None, None, None];
+        let mut quantization = Quantization {
+            weights,
+            activations: Vec::new(),
+        };
+        let scales = crate::quantize::weights::choose_scales(&state.tensors["fc.weight"], crate::quantize::Width::W8, true);
+        quantization.weights[3] = Some(crate::quantize::WeightQuantizer {
+            width: crate::quantize::Width::W8,
+            scales,
+            per_tensor: true,
+        });
+        let images = synthetic::load(Split::Train, 20);
+        let device = Device::flex();
+        let found = calibrate(&network, &state, &quantization, &images, Calibration::Percentile, &device).unwrap();
+        assert_eq!(found.len(), 5);
+        assert_eq!(found[1], found[0]);
+        assert_eq!(found[3], found[2]);
+        assert_eq!(found[2].zero_point, -128);
+        assert!(found[2].scale <= found[0].scale);
+    }
+}

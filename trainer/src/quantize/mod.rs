@@ -120,6 +120,9 @@ pub struct QuantizeOptions {
     pub overrides: Vec<(String, Width)>,
     /// How the range of an activation is chosen.
     pub calibration: Calibration,
+    /// Whether to re-estimate BatchNorm statistics; `None`: where any layer has fewer than 8 bits. At 8 bits it corrects
+    /// little but moves the network to the statistics of these images, and so away from the float network it is compared to.
+    pub reestimate: Option<bool>,
     /// Images for BatchNorm re-estimation and calibration, drawn from the set; all where there are no more.
     pub images: usize,
     /// Which images.
@@ -127,12 +130,13 @@ pub struct QuantizeOptions {
 }
 
 impl QuantizeOptions {
-    /// The usual way to quantize to `width`: 2,000 images, ranges by percentile, no layer treated apart.
+    /// The usual way to quantize to `width`: 2,000 images, ranges by percentile, no layer with a width of its own.
     pub fn new(width: Width) -> Self {
         Self {
             width,
             overrides: Vec::new(),
             calibration: Calibration::default(),
+            reestimate: None,
             images: 2000,
             seed: 0,
         }
@@ -154,7 +158,16 @@ pub fn ptq(float: &Checkpoint, images: &Dataset, options: &QuantizeOptions, devi
         activations: Vec::new(),
     };
     let images = calibration_images(images, options.images, options.seed)?;
-    let state = batch_norm::reestimate(network, &float.state, &quantization, &images, device)?;
+    let narrow = quantization
+        .weights
+        .iter()
+        .flatten()
+        .any(|quantizer| quantizer.width != Width::W8);
+    let state = if options.reestimate.unwrap_or(narrow) {
+        batch_norm::reestimate(network, &float.state, &quantization, &images, device)?
+    } else {
+        float.state.clone()
+    };
     quantization.activations = activations::calibrate(network, &state, &quantization, &images, options.calibration, device)?;
     let mut provenance = float.provenance.clone();
     provenance.method = "ptq".into();
@@ -270,4 +283,174 @@ fn weight_quantizers(network: &Network, state: &StateDict, options: &QuantizeOpt
             }))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Provenance;
+    use crate::data::{Split, synthetic};
+    use crate::zoo::zoo;
+
+    fn float() -> Checkpoint {
+        let network = zoo("tiny", 10).unwrap();
+        Checkpoint {
+            state: StateDict::init(&network, 1).unwrap(),
+            network,
+            quantization: None,
+            labels: synthetic::classes(),
+            provenance: Provenance {
+                method: "train".into(),
+                top1: Some(50.0),
+                ..Provenance::default()
+            },
+        }
+    }
+
+    fn options(width: Width) -> QuantizeOptions {
+        QuantizeOptions {
+            images: 40,
+            ..QuantizeOptions::new(width)
+        }
+    }
+
+    fn widths(checkpoint: &Checkpoint) -> Vec<(String, Width)> {
+        let quantization = checkpoint.quantization.as_ref().unwrap();
+        let named = checkpoint.network.layers.iter().zip(&quantization.weights);
+        named
+            .filter_map(|(layer, quantizer)| Some((layer.name.clone(), quantizer.as_ref()?.width)))
+            .collect()
+    }
+
+    #[test]
+    fn first_and_last_layer_stay_at_8_bits_unless_named() {
+        let images = synthetic::load(Split::Train, 50);
+        let mut options = options(Width::W2);
+        let widths_of = |options: &QuantizeOptions| widths(&ptq(&float(), &images, options, &Device::flex()).unwrap());
+        let names = ["conv1", "conv2", "block.conv1", "block.conv2", "fc"].map(String::from);
+        let expected = |widths: [Width; 5]| names.clone().into_iter().zip(widths).collect::<Vec<_>>();
+        use Width::{W1, W2, W4, W8};
+        assert_eq!(widths_of(&options), expected([W8, W2, W2, W2, W8]));
+        options.overrides = vec![("conv1".into(), W4), ("block.conv2".into(), W1), ("fc".into(), W4)];
+        assert_eq!(widths_of(&options), expected([W4, W2, W2, W1, W4]));
+    }
+
+    #[test]
+    fn overrides_that_cannot_be_are_usage_errors() {
+        let images = synthetic::load(Split::Train, 4);
+        for (name, needle) in [("conv9", "conv9"), ("avgpool", "no weights")] {
+            let mut options = options(Width::W4);
+            options.overrides = vec![(name.into(), Width::W1)];
+            let error = ptq(&float(), &images, &options, &Device::flex()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage);
+            assert!(error.to_string().contains(needle), "{error}");
+        }
+        let none = QuantizeOptions {
+            images: 0,
+            ..options(Width::W4)
+        };
+        assert_eq!(
+            ptq(&float(), &images, &none, &Device::flex()).unwrap_err().kind(),
+            ErrorKind::Usage
+        );
+    }
+
+    #[test]
+    fn ptq_keeps_master_weights_and_is_repeatable() {
+        let (float, images) = (float(), synthetic::load(Split::Train, 60));
+        let quantized = ptq(&float, &images, &options(Width::W4), &Device::flex()).unwrap();
+        let quantization = quantized.quantization.as_ref().unwrap();
+        quantization.check(&quantized.network).unwrap();
+        assert_eq!(
+            (quantized.provenance.method.as_str(), quantized.provenance.top1),
+            ("ptq", None)
+        );
+        for (name, array) in &float.state.tensors {
+            let kept = quantized.state.tensors[name] == *array;
+            assert_eq!(kept, !name.contains(".running_"), "{name}");
+        }
+        // Only the last layer has a single scale.
+        let scales: Vec<usize> = quantization.weights.iter().flatten().map(|q| q.scales.len()).collect();
+        assert_eq!(scales, [12, 24, 24, 24, 1]);
+        let again = ptq(&quantized, &images, &options(Width::W4), &Device::flex()).unwrap();
+        assert_eq!(again.state.tensors["fc.weight"], quantized.state.tensors["fc.weight"]);
+        let repeated = ptq(&float, &images, &options(Width::W4), &Device::flex()).unwrap();
+        assert_eq!(repeated.quantization, quantized.quantization);
+        assert_eq!(repeated.state, quantized.state);
+    }
+
+    #[test]
+    fn eight_bits_keep_their_statistics_and_nearly_their_logits() {
+        let (float, images) = (float(), synthetic::load(Split::Train, 60));
+        let quantized = ptq(&float, &images, &options(Width::W8), &Device::flex()).unwrap();
+        assert_eq!(quantized.state, float.state);
+        let logits = |quantization| {
+            let frozen = crate::nn::Frozen::new(&float.network, &float.state, quantization, &Device::flex()).unwrap();
+            frozen.logits_of(&images, 16).unwrap()
+        };
+        let (a, b) = (logits(None), logits(quantized.quantization.as_ref()));
+        let spread = a.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let worst = a.iter().zip(&b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(worst > 0.0 && worst < 0.05 * spread, "{worst} of {spread}");
+    }
+
+    #[test]
+    fn refreshed_scales_follow_the_weights() {
+        let (mut float, images) = (float(), synthetic::load(Split::Train, 8));
+        let mut quantization = ptq(&float, &images, &options(Width::W4), &Device::flex())
+            .unwrap()
+            .quantization
+            .unwrap();
+        let before = quantization.clone();
+        for array in float.state.tensors.values_mut() {
+            array.values.iter_mut().for_each(|v| *v *= 2.0);
+        }
+        refresh_scales(&mut quantization, &float.network, &float.state).unwrap();
+        for (before, after) in before.weights.iter().flatten().zip(quantization.weights.iter().flatten()) {
+            for (before, after) in before.scales.iter().zip(&after.scales) {
+                assert!((after / before - 2.0).abs() < 1e-5, "{before} {after}");
+            }
+        }
+    }
+
+    #[test]
+    fn calibration_images_are_drawn_without_repetition() {
+        let set = synthetic::load(Split::Train, 30);
+        let drawn = calibration_images(&set, 12, 5).unwrap();
+        assert_eq!(drawn.len(), 12);
+        let distinct: std::collections::BTreeSet<&[u8]> = (0..12).map(|i| drawn.image(i)).collect();
+        assert_eq!(distinct.len(), 12);
+        assert_eq!(calibration_images(&set, 12, 5).unwrap(), drawn);
+        assert_ne!(calibration_images(&set, 12, 6).unwrap(), drawn);
+        assert_eq!(calibration_images(&set, 31, 5).unwrap(), set);
+    }
+
+    #[test]
+    fn quantizations_of_another_network_are_refused() {
+        let (float, images) = (float(), synthetic::load(Split::Train, 8));
+        let good = ptq(&float, &images, &options(Width::W4), &Device::flex())
+            .unwrap()
+            .quantization
+            .unwrap();
+        let broken = |change: fn(&mut Quantization), needle: &str| {
+            let mut quantization = good.clone();
+            change(&mut quantization);
+            let error = quantization.check(&float.network).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Weights);
+            assert!(error.to_string().contains(needle), "{error}");
+        };
+        broken(|q| q.weights.truncate(3), "layers");
+        broken(|q| q.activations.truncate(3), "values");
+        broken(|q| q.weights[0] = None, "layer 0 \"conv1\" has weights but no quantizer");
+        broken(
+            |q| q.weights[4] = q.weights[0].clone(),
+            "layer 4 \"block.add\" has no weights",
+        );
+        broken(
+            |q| q.weights[1].as_mut().unwrap().scales.truncate(3),
+            "3 weight scales, needs 24",
+        );
+        broken(|q| q.weights[1].as_mut().unwrap().scales[0] = 0.0, "scale of 0");
+        broken(|q| q.activations[2].scale = f32::NAN, "value 2 has a scale of NaN");
+    }
 }

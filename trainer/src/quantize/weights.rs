@@ -131,3 +131,128 @@ fn best_scale(row: &[f32], width: Width) -> f32 {
     }
     best.1
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn array(rows: usize, values: &[f32]) -> Array {
+        Array {
+            shape: vec![rows, values.len() / rows],
+            values: values.to_vec(),
+        }
+    }
+
+    fn quantizer(width: Width, scales: &[f32]) -> WeightQuantizer {
+        WeightQuantizer {
+            width,
+            scales: scales.to_vec(),
+            per_tensor: false,
+        }
+    }
+
+    #[test]
+    fn binary_is_sign_times_mean_magnitude() {
+        let weights = array(2, &[0.5, -1.5, 0.0, -2.0, 4.0, 4.0, -4.0, 4.0]);
+        let quantized = quantize_rows(&weights, &quantizer(Width::W1, &[]));
+        assert_eq!(quantized.codes, [1, -1, 1, -1, 1, 1, -1, 1]);
+        assert_eq!(quantized.scales, [1.0, 4.0]);
+        assert_eq!(quantized.dequantize(), [1.0, -1.0, 1.0, -1.0, 4.0, 4.0, -4.0, 4.0]);
+    }
+
+    #[test]
+    fn ternary_drops_what_is_below_the_threshold() {
+        // Mean magnitude 1, threshold 0.7; kept are 2, 0.9 and 0.8 in magnitude.
+        let weights = array(1, &[-2.0, 0.3, 0.9, -0.8]);
+        let quantized = quantize_rows(&weights, &quantizer(Width::W2, &[]));
+        assert_eq!(quantized.codes, [-1, 0, 1, -1]);
+        assert!((quantized.scales[0] - 3.7 / 3.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn uniform_codes_round_and_saturate() {
+        let weights = array(1, &[0.24, 0.26, -0.26, 5.0, -5.0, 0.0]);
+        let quantized = quantize_rows(&weights, &quantizer(Width::W4, &[0.5]));
+        assert_eq!(quantized.codes, [0, 1, -1, 7, -8, 0]);
+        let quantized = quantize_rows(&weights, &quantizer(Width::W8, &[0.01]));
+        assert_eq!(quantized.codes, [24, 26, -26, 127, -127, 0]);
+    }
+
+    #[test]
+    fn per_tensor_shares_one_scale() {
+        let weights = array(2, &[1.0, 1.0, 3.0, -3.0]);
+        for width in Width::ALL {
+            let quantizer = WeightQuantizer {
+                width,
+                scales: choose_scales(&weights, width, true),
+                per_tensor: true,
+            };
+            assert_eq!(quantize_rows(&weights, &quantizer).scales.len(), 1, "{width:?}");
+        }
+        let binary = WeightQuantizer {
+            per_tensor: true,
+            ..quantizer(Width::W1, &[])
+        };
+        assert_eq!(quantize_rows(&weights, &binary).scales, [2.0]);
+    }
+
+    #[test]
+    fn rows_of_zeros_stay_zeros() {
+        let weights = array(2, &[0.0, 0.0, 1.0, 1.0]);
+        for width in [Width::W2, Width::W4, Width::W8] {
+            let scales = choose_scales(&weights, width, false);
+            let quantized = quantize_rows(&weights, &quantizer(width, &scales));
+            assert_eq!(quantized.codes[..2], [0, 0], "{width:?}");
+            assert!(quantized.scales.iter().all(|s| s.is_finite() && *s > 0.0));
+        }
+        let binary = quantize_rows(&weights, &quantizer(Width::W1, &[]));
+        assert_eq!(binary.scales, [MIN_SCALE, 1.0]);
+    }
+
+    #[test]
+    fn four_bits_reach_minus_eight() {
+        // On the grid of -8 to 7 steps of 0.1: the chosen scale must find it.
+        let values: Vec<f32> = (-8..=7).map(|code| code as f32 * 0.1).collect();
+        let weights = array(1, &values);
+        let scales = choose_scales(&weights, Width::W4, false);
+        let quantized = quantize_rows(&weights, &quantizer(Width::W4, &scales));
+        assert_eq!(quantized.codes, (-8..=7).collect::<Vec<i8>>());
+        assert!((scales[0] - 0.1).abs() < 0.002, "{}", scales[0]);
+    }
+
+    #[test]
+    fn an_outlier_is_clipped_when_that_costs_less() {
+        let mut values = vec![0.0; 400];
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = (i as f32 / 200.0 - 1.0) * 0.1;
+        }
+        values.push(0.2);
+        let scale = choose_scales(&array(1, &values), Width::W4, false)[0];
+        assert!(scale < 0.8 * 0.2 / 7.5, "{scale}");
+    }
+
+    proptest! {
+        #[test]
+        fn codes_are_in_range_and_chosen_scales_no_worse_than_the_full_range(
+            values in proptest::collection::vec(-3f32..3.0, 1..60),
+            width in prop_oneof![Just(Width::W4), Just(Width::W8)],
+        ) {
+            let weights = array(1, &values);
+            let (min, max) = code_range(width);
+            let largest = values.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let error = |scale: f32| -> f64 {
+                let real = quantize_rows(&weights, &quantizer(width, &[scale])).dequantize();
+                real.iter().zip(&values).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+            };
+            let scale = choose_scales(&weights, width, false)[0];
+            prop_assert!(scale >= MIN_SCALE);
+            let full = (largest / ((max - min) / 2.0)).max(MIN_SCALE);
+            prop_assert!(error(scale) <= error(full) * 1.001 + 1e-9);
+            for code in quantize_rows(&weights, &quantizer(width, &[scale])).codes {
+                prop_assert!(f32::from(code) >= min && f32::from(code) <= max);
+            }
+        }
+    }
+}
