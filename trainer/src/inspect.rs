@@ -6,6 +6,7 @@ use adcorda_formats::{Model, Tensor};
 use serde::Serialize;
 
 use crate::Result;
+use crate::board::Board;
 use crate::export::parse;
 
 /// A model file in figures. Sizes in bytes.
@@ -35,6 +36,8 @@ pub struct Inspection {
     pub macs: u64,
     /// Number of weights.
     pub weights: usize,
+    /// Boards with room for the file in flash and the arena in RAM. Program and stack come on top of both.
+    pub boards: Vec<Board>,
     /// The arena over time, for people: a row a layer, a column a slice of the arena.
     pub arena_map: String,
 }
@@ -121,6 +124,10 @@ pub fn inspect(file: &[u8]) -> Result<Inspection> {
         scratch_bytes: model.scratch().len(),
         macs: layers.iter().map(|layer| layer.macs).sum(),
         weights: layers.iter().map(|layer| layer.weights).sum(),
+        boards: Board::ALL
+            .into_iter()
+            .filter(|board| board.fits(file.len(), model.arena_bytes()).is_ok())
+            .collect(),
         arena_map: arena_map(&model),
         layers,
     })
@@ -177,6 +184,13 @@ impl fmt::Display for Inspection {
             self.arena_bytes, self.scratch_bytes
         )?;
         writeln!(f, "MACs   {:>9}", self.macs)?;
+        let boards: Vec<&str> = self.boards.iter().map(|board| board.name()).collect();
+        let boards = if boards.is_empty() {
+            "none known here".into()
+        } else {
+            boards.join(", ")
+        };
+        writeln!(f, "boards with room for both, program and stack not counted: {boards}")?;
         write!(f, "\n{}", self.arena_map)
     }
 }
@@ -261,6 +275,7 @@ mod tests {
         assert!((100..1200).contains(&rest), "{rest}");
         assert!(inspection.weight_bytes + inspection.table_bytes <= layers + 3 * 256);
         assert_eq!(inspection.weight_bytes, (inspection.weights * 2).div_ceil(8));
+        assert_eq!(inspection.boards, Board::ALL);
     }
 
     #[test]
@@ -287,6 +302,7 @@ mod tests {
         for row in rows {
             assert!(row.contains('#') && row.contains('s'), "{row}");
         }
+        assert!(text.contains("mps2-an386"), "{text}");
         assert!(inspect(&exported.bytes[1..]).is_err());
     }
 }
