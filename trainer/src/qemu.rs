@@ -485,7 +485,8 @@ fn missing_qemu(cause: std::io::Error) -> Error {
 
 /// Builds the firmware for a board's target; cargo does nothing where nothing has changed.
 fn build(board: Board) -> Result<PathBuf> {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/qemu");
+    let trainer = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources = trainer.parent().unwrap_or(trainer).join("examples/qemu");
     let target = board.target();
     if !sources.join("Cargo.toml").is_file() {
         return Err(Error::new(
