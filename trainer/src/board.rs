@@ -17,7 +17,7 @@ pub enum Board {
     Mps2An386,
     /// Arm MPS2 with the Cortex-M3 image AN385; in QEMU.
     Mps2An385,
-    /// ST STM32F030R8.
+    /// ST STM32F030F4.
     Stm32f030,
     /// ST STM32F405RG; its 64 KiB of core-coupled RAM lie apart and do not count.
     Stm32f405,
@@ -156,7 +156,7 @@ impl Board {
         match self {
             Board::Mps2An386 => facts("mps2-an386", "Cortex-M4", V7E, [4096, 4096], Some("mps2-an386")),
             Board::Mps2An385 => facts("mps2-an385", "Cortex-M3", V7, [4096, 4096], Some("mps2-an385")),
-            Board::Stm32f030 => facts("stm32f030", "Cortex-M0", V6, [64, 8], None),
+            Board::Stm32f030 => facts("stm32f030", "Cortex-M0", V6, [16, 4], None),
             Board::Stm32f405 => facts("stm32f405", "Cortex-M4", V7E, [1024, 128], None),
             Board::Stm32f411 => facts("stm32f411", "Cortex-M4", V7E, [512, 128], None),
             Board::Stm32h743 => facts("stm32h743", "Cortex-M7", V7E, [2048, 512], None),
