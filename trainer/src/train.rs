@@ -708,8 +708,8 @@ pub(crate) fn fingerprint(start: &Checkpoint, images: &Dataset) -> String {
     format!("{:016x}", digest.finalize())
 }
 
-/// On standard error, and only where that is a terminal.
-pub(crate) fn progress_bar(steps: usize, what: &str) -> ProgressBar {
+/// A bar for `steps` steps of `what`: on standard error, and only where that is a terminal.
+pub fn progress_bar(steps: usize, what: &str) -> ProgressBar {
     let target = if std::io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
     } else {

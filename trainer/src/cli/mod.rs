@@ -1,0 +1,217 @@
+//! One file a verb; this one holds what they share: flags that are alike everywhere, JSON or text output, exit codes.
+
+mod data;
+mod demo;
+mod eval;
+mod export;
+mod import;
+mod inspect;
+mod quantize;
+mod refine;
+mod run;
+mod train;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use adcorda::checkpoint::Checkpoint;
+use adcorda::data::{Dataset, SetSpec, Split};
+use adcorda::device::Device;
+use adcorda::nn::Frozen;
+use adcorda::train::{Optimizer, TrainOptions};
+use adcorda::{Error, ErrorKind, Result};
+use clap::{Args, Parser, Subcommand};
+
+/// Refine low-bit CIFAR-class networks with AdCorDA and run them on Cortex-M.
+///
+/// From images and a float network to a refined network with 1-bit, ternary or 4-bit weights, one model file, and bit-for-bit
+/// parity in QEMU. Start with `adcorda demo`.
+#[derive(Parser)]
+#[command(version, propagate_version = true, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 success, 2 usage, 3 data set, 4 weights or checkpoint, 5 model file, 6 compute device, \
+7 board too small, 8 missing tool, 9 file system, 10 host and device differ, 11 training diverged, 12 download.";
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run the whole path on the built-in images: train, quantize, refine, export, evaluate, compare with QEMU
+    Demo(demo::Demo),
+    /// Download or describe a data set
+    Data(data::Data),
+    /// Make a checkpoint of a known network from published weights
+    Import(import::Import),
+    /// Train a float network, or continue a quantized one (plain QAT)
+    Train(train::Train),
+    /// Quantize a float checkpoint: weights to 1, 2 (ternary), 4 or 8 bits, activations to 8 (PTQ)
+    Quantize(quantize::Quantize),
+    /// Refine a quantized checkpoint with AdCorDA, beside plain QAT of the same budget
+    Refine(refine::Refine),
+    /// Lower a quantized checkpoint to an integer model file
+    Export(export::Export),
+    /// Measure top-1: a checkpoint on the trainer, an .adq file in the integer runtime itself
+    Eval(eval::Eval),
+    /// Show a model file: layers, bytes, operations, arena, boards it fits
+    Inspect(inspect::Inspect),
+    /// Run a model on a board emulated by QEMU and compare it with the host, layer by layer
+    Run(run::Run),
+}
+
+/// Parses the command line and runs the verb.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Demo(verb) => verb.run(),
+        Verb::Data(verb) => verb.run(),
+        Verb::Import(verb) => verb.run(),
+        Verb::Train(verb) => verb.run(),
+        Verb::Quantize(verb) => verb.run(),
+        Verb::Refine(verb) => verb.run(),
+        Verb::Export(verb) => verb.run(),
+        Verb::Eval(verb) => verb.run(),
+        Verb::Inspect(verb) => verb.run(),
+        Verb::Run(verb) => verb.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Where to compute.
+#[derive(Args, Clone)]
+struct DeviceArgs {
+    /// flex (CPU), ndarray (CPU, slow, cargo feature `ndarray`), cuda or cuda:N (cargo feature `cuda`)
+    #[arg(long, default_value = "flex", value_name = "NAME")]
+    device: String,
+}
+
+impl DeviceArgs {
+    fn open(&self) -> Result<Device> {
+        Device::from_name(&self.device)
+    }
+}
+
+/// How to train; alike for every verb that does.
+#[derive(Args, Clone)]
+struct TrainingArgs {
+    /// Times that every training image is seen
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    epochs: usize,
+    /// Images of a step
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    batch: usize,
+    /// At the first step; falls to 0 along half a cosine
+    #[arg(long, default_value_t = 1e-3, value_name = "RATE")]
+    learning_rate: f64,
+    /// adam or sgd
+    #[arg(long, value_enum, default_value = "adam")]
+    optimizer: Optimizer,
+    /// Decoupled for Adam, L2 for SGD
+    #[arg(long, default_value_t = 0.0, value_name = "RATE")]
+    weight_decay: f32,
+    /// Share of the target spread evenly over the classes
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    label_smoothing: f32,
+    /// No random flip and shift
+    #[arg(long)]
+    no_augment: bool,
+    /// Of order, augmentation, validation split and initial weights: the same seed gives the same file
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+    /// Images taken off the training set to choose the best epoch by
+    #[arg(long, default_value_t = 500, value_name = "N")]
+    validation: usize,
+    /// The first N training images only
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// For experiments: this share of the training labels replaced at random; validation labels stay
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    label_noise: f64,
+}
+
+impl TrainingArgs {
+    fn options(&self) -> TrainOptions {
+        TrainOptions {
+            epochs: self.epochs,
+            batch: self.batch,
+            learning_rate: self.learning_rate,
+            optimizer: self.optimizer,
+            weight_decay: self.weight_decay,
+            label_smoothing: self.label_smoothing,
+            augment: !self.no_augment,
+            seed: self.seed,
+            validation: self.validation,
+            label_noise: self.label_noise,
+        }
+    }
+}
+
+/// Prints one JSON object or the text, on standard output.
+fn print(json: bool, value: &serde_json::Value, text: &str) {
+    if json {
+        println!("{value}");
+    } else {
+        println!("{}", text.trim_end());
+    }
+}
+
+/// A report as JSON.
+fn to_json(report: &impl serde::Serialize) -> Result<serde_json::Value> {
+    serde_json::to_value(report)
+        .map_err(|cause| Error::new(ErrorKind::Io, format!("the report cannot be written as JSON: {cause}")))
+}
+
+/// A checkpoint file, or the best checkpoint of a run folder.
+fn load_checkpoint(path: &Path) -> Result<Checkpoint> {
+    Checkpoint::load(&checkpoint_path(path)?)
+}
+
+fn checkpoint_path(path: &Path) -> Result<PathBuf> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let candidates = ["best.safetensors", "adcorda/best.safetensors"].map(|name| path.join(name));
+    candidates
+        .iter()
+        .find(|candidate| candidate.is_file())
+        .cloned()
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::Weights,
+                format!("{} is a folder without a best.safetensors", path.display()),
+            )
+            .remedy("name a checkpoint file or a finished run folder")
+        })
+}
+
+/// Loads a split; `limit` keeps the first records.
+fn load_data(set: &SetSpec, split: Split, limit: Option<usize>) -> Result<Dataset> {
+    let dataset = set.load(split)?;
+    Ok(match limit {
+        Some(limit) => dataset.take(limit),
+        None => dataset,
+    })
+}
+
+/// Top-1 of a checkpoint on the trainer, in per cent.
+fn top1(checkpoint: &Checkpoint, dataset: &Dataset, device: &Device) -> Result<f32> {
+    let frozen = Frozen::new(
+        &checkpoint.network,
+        &checkpoint.state,
+        checkpoint.quantization.as_ref(),
+        device,
+    )?;
+    frozen.accuracy(dataset)
+}
+
+/// `cifar10` of `cifar10:DIR`.
+fn set_name(set: &SetSpec) -> String {
+    let text = set.to_string();
+    text.split(':').next().unwrap_or_default().to_owned()
+}

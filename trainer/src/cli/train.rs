@@ -1,0 +1,95 @@
+//! `adcorda train`.
+
+use std::path::{Path, PathBuf};
+
+use adcorda::checkpoint::{Checkpoint, Provenance};
+use adcorda::data::{SetSpec, Split};
+use adcorda::run_folder::RunFolder;
+use adcorda::state_dict::StateDict;
+use adcorda::train::train;
+use adcorda::{Result, zoo};
+use clap::Args;
+use serde_json::json;
+
+use super::{DeviceArgs, TrainingArgs, load_checkpoint, load_data, print, top1};
+
+/// Train a float network from scratch, or continue a checkpoint: a quantized one by plain QAT.
+#[derive(Args)]
+#[command(
+    after_help = "Example: adcorda train tiny --data synthetic --epochs 8 -o runs/float\n         \
+adcorda train w2.ckpt --data cifar10:data --epochs 2 --learning-rate 1e-3 -o runs/qat\n\n\
+Give the same command again to resume after a kill. The best epoch by validation is kept, the start included."
+)]
+pub struct Train {
+    /// A network's name (float, from scratch) or a checkpoint or run folder to continue
+    start: String,
+    #[command(flatten)]
+    training: TrainingArgs,
+    /// cifar10:DIR, cifar100:DIR or synthetic
+    #[arg(long, value_name = "SET")]
+    data: SetSpec,
+    /// Run folder: config, metrics, checkpoints
+    #[arg(short, long, value_name = "RUN")]
+    output: PathBuf,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// One JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+impl Train {
+    pub fn run(self) -> Result<()> {
+        let device = self.device.open()?;
+        let options = self.training.options();
+        let images = load_data(&self.data, Split::Train, self.training.limit)?;
+        let start = if Path::new(&self.start).exists() {
+            load_checkpoint(Path::new(&self.start))?
+        } else {
+            from_scratch(&self.start, &self.data, &images.classes, options.seed)?
+        };
+        let config = json!({
+            "verb": "train", "start": self.start, "data": self.data.to_string(), "limit": self.training.limit,
+            "options": options,
+        });
+        let run = RunFolder::open(&self.output, &config)?;
+        let report = train(&start, &images, &options, &run, &device)?;
+
+        let test = self.data.load(Split::Test)?;
+        let best = load_checkpoint(&self.output)?;
+        let top1 = top1(&best, &test, &device)?;
+        print(
+            self.json,
+            &json!({
+                "top1": top1, "images": test.len(), "passes": report.passes, "seconds": report.seconds,
+                "validation_before_top1": report.before_top1, "validation_top1": report.top1,
+            }),
+            &format!(
+                "{}: {top1:.2} % top-1 on {} images of {} (validation {:.2} %) -> {}",
+                best.network.name,
+                test.len(),
+                self.data,
+                report.top1,
+                self.output.display()
+            ),
+        );
+        Ok(())
+    }
+}
+
+/// A zoo network with random weights.
+pub fn from_scratch(name: &str, data: &SetSpec, classes: &[String], seed: u64) -> Result<Checkpoint> {
+    let network = zoo::zoo(name, classes.len())?;
+    Ok(Checkpoint {
+        state: StateDict::init(&network, seed)?,
+        network,
+        quantization: None,
+        labels: classes.to_vec(),
+        provenance: Provenance {
+            data: super::set_name(data),
+            method: "train".into(),
+            seed,
+            top1: None,
+        },
+    })
+}
