@@ -1,0 +1,274 @@
+//! Every bad input has its own clear error and exit code, and leaves nothing half written.
+
+mod command;
+
+use std::fs;
+use std::path::Path;
+
+use command::{adcorda, checkpoint, model, tool};
+use tempfile::tempdir;
+
+/// Runs `arguments`, expects `code`, and returns what was printed to standard error.
+fn fails(arguments: &[&str], code: i32) -> String {
+    let output = adcorda(arguments);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?} printed:\n{text}");
+    assert!(text.starts_with("error: "), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+#[track_caller]
+fn mentions(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}
+
+/// A CIFAR-10 folder whose only training and test file holds `bytes`.
+fn cifar10(folder: &Path, bytes: &[u8]) -> String {
+    fs::write(folder.join("data_batch_1.bin"), bytes).unwrap();
+    fs::write(folder.join("test_batch.bin"), bytes).unwrap();
+    format!("cifar10:{}", path(folder))
+}
+
+#[test]
+fn missing_data_folder() {
+    let text = fails(&["data", "describe", "cifar10:/nonexistent/folder"], 3);
+    mentions(&text, &["/nonexistent/folder", "remedy: ", "data fetch"]);
+}
+
+#[test]
+fn truncated_data_file() {
+    let folder = tempdir().unwrap();
+    let set = cifar10(folder.path(), &vec![0; 3073 * 2 - 5]);
+    mentions(&fails(&["data", "describe", &set], 3), &["data_batch_1.bin", "3073"]);
+}
+
+#[test]
+fn label_out_of_range() {
+    let folder = tempdir().unwrap();
+    let mut bytes = vec![0; 3073 * 3];
+    bytes[3073] = 10;
+    let set = cifar10(folder.path(), &bytes);
+    mentions(&fails(&["data", "describe", &set], 3), &["data_batch_1.bin", "label 10"]);
+}
+
+#[test]
+fn unknown_data_set() {
+    let output = adcorda(&["data", "describe", "imagenet:x"]);
+    assert_eq!(output.status.code(), Some(2));
+    mentions(&String::from_utf8_lossy(&output.stderr), &["imagenet", "cifar10"]);
+}
+
+#[test]
+fn weights_of_another_network() {
+    let folder = tempdir().unwrap();
+    let weights = checkpoint("tiny float");
+    let output = folder.path().join("x.ckpt");
+    let text = fails(&["import", "resnet8", "--weights", path(&weights), "-o", path(&output)], 4);
+    mentions(&text, &["resnet8", "missing"]);
+    assert!(!output.exists());
+}
+
+#[test]
+fn weights_not_finite() {
+    let folder = tempdir().unwrap();
+    let mut bytes = fs::read(checkpoint("tiny float")).unwrap();
+    // the data section follows the header; its last tensor ends the file
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let weights = folder.path().join("nan.safetensors");
+    fs::write(&weights, bytes).unwrap();
+    let output = folder.path().join("x.ckpt");
+    let text = fails(&["import", "tiny", "--weights", path(&weights), "-o", path(&output)], 4);
+    mentions(&text, &["NaN"]);
+}
+
+#[test]
+fn weights_truncated() {
+    let folder = tempdir().unwrap();
+    let bytes = fs::read(checkpoint("tiny float")).unwrap();
+    let weights = folder.path().join("short.safetensors");
+    fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    let output = folder.path().join("x.ckpt");
+    mentions(
+        &fails(&["import", "tiny", "--weights", path(&weights), "-o", path(&output)], 4),
+        &["short.safetensors"],
+    );
+}
+
+#[test]
+fn unknown_network_and_layer_and_device() {
+    let folder = tempdir().unwrap();
+    let output = folder.path().join("x.ckpt");
+    let float = checkpoint("tiny float");
+    let common = ["--data", "synthetic:64x32", "-o", path(&output)];
+    mentions(
+        &fails(&["import", "resnet9", "--weights", "x", "-o", "y"], 2),
+        &["resnet9", "resnet8"],
+    );
+    let text = fails(
+        &[
+            &["quantize", path(&float), "--weights", "w2", "--layer", "conv9=w4"],
+            &common[..],
+        ]
+        .concat(),
+        2,
+    );
+    mentions(&text, &["conv9", "conv1"]);
+    let text = fails(
+        &[&["quantize", path(&float), "--weights", "w2", "--device", "tpu"], &common[..]].concat(),
+        2,
+    );
+    mentions(&text, &["tpu", "flex"]);
+    assert!(!output.exists());
+}
+
+#[test]
+fn no_gpu() {
+    let text = fails(
+        &[
+            "eval",
+            path(&checkpoint("tiny float")),
+            "--data",
+            "synthetic:8x8",
+            "--device",
+            "cuda",
+        ],
+        6,
+    );
+    mentions(&text, &["remedy: "]);
+    assert_eq!(text.lines().count(), 2, "one sentence and its remedy:\n{text}");
+}
+
+#[test]
+fn model_truncated_flipped_newer() {
+    let folder = tempdir().unwrap();
+    let bytes = fs::read(model("tiny w2")).unwrap();
+    let file = folder.path().join("m.adq");
+    type Damage = fn(&mut Vec<u8>);
+    let cases: [(Damage, &[&str]); 3] = [
+        (|bytes| bytes.truncate(bytes.len() - 7), &["bytes"]),
+        (|bytes| *bytes.last_mut().unwrap() ^= 1, &["checksum"]),
+        (|bytes| bytes[8] = 2, &["version 2", "newer"]),
+    ];
+    for (damage, parts) in cases {
+        let mut damaged = bytes.clone();
+        damage(&mut damaged);
+        fs::write(&file, damaged).unwrap();
+        for verb in [
+            &["inspect", path(&file)][..],
+            &["eval", path(&file), "--data", "synthetic:8x8"],
+        ] {
+            let text = fails(verb, 5);
+            mentions(&text, &["m.adq"]);
+            mentions(&text, parts);
+        }
+    }
+}
+
+#[test]
+fn board_too_small_or_unknown() {
+    let model = model("tiny w2");
+    mentions(&fails(&["inspect", path(&model), "--board", "stm32f030"], 7), &["RAM"]);
+    mentions(
+        &fails(&["inspect", path(&model), "--board", "arduino"], 2),
+        &["arduino", "mps2-an386"],
+    );
+}
+
+#[test]
+fn tools_missing() {
+    let model = model("tiny w2");
+    let empty = tempdir().unwrap();
+    let run = ["run", path(&model), "--data", "synthetic:8x8", "--images", "1"];
+    // no QEMU on the path; the firmware itself needs no tool when it is named
+    let output = tool(&run)
+        .env("PATH", empty.path())
+        .env("ADCORDA_FIRMWARE", path(&model))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(8), "{text}");
+    mentions(&text, &["qemu-system-arm", "remedy: "]);
+    // no cargo and no firmware
+    let output = tool(&run)
+        .env("PATH", empty.path())
+        .env_remove("ADCORDA_FIRMWARE")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(8), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn output_not_writable() {
+    let float = checkpoint("tiny float");
+    let text = fails(
+        &[
+            "quantize",
+            path(&float),
+            "--weights",
+            "w4",
+            "--data",
+            "synthetic:64x32",
+            "-o",
+            "/nonexistent/folder/x.ckpt",
+        ],
+        9,
+    );
+    mentions(&text, &["/nonexistent/folder/x.ckpt", "remedy: "]);
+}
+
+#[test]
+fn float_checkpoint_where_a_quantized_one_is_needed() {
+    let folder = tempdir().unwrap();
+    let float = checkpoint("tiny float");
+    let output = folder.path().join("m.adq");
+    mentions(
+        &fails(&["export", path(&float), "-o", path(&output)], 5),
+        &["adcorda quantize"],
+    );
+    let run = folder.path().join("run");
+    let text = fails(&["refine", path(&float), "--data", "synthetic:64x32", "-o", path(&run)], 2);
+    mentions(&text, &["adcorda quantize"]);
+}
+
+#[test]
+fn not_a_checkpoint() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("x.ckpt");
+    fs::write(&file, b"nothing of the kind").unwrap();
+    mentions(&fails(&["eval", path(&file), "--data", "synthetic:8x8"], 4), &["x.ckpt"]);
+    mentions(
+        &fails(&["eval", "/nonexistent.ckpt", "--data", "synthetic:8x8"], 9),
+        &["/nonexistent.ckpt"],
+    );
+}
+
+/// A file-size limit stands in for a full disk: the checkpoint cannot be written, the one before stays whole.
+#[cfg(unix)]
+#[test]
+fn disk_full_during_a_checkpoint() {
+    let folder = tempdir().unwrap();
+    let float = folder.path().join("float.ckpt");
+    fs::copy(checkpoint("tiny float"), &float).unwrap();
+    let before = fs::read(&float).unwrap();
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 8; exec \"{}\" quantize {} --weights w4 --data synthetic:64x32 -o {}",
+        command::binary().display(),
+        path(&float),
+        path(&float),
+    );
+    let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(9), "{text}");
+    mentions(&text, &["cannot write", "float.ckpt"]);
+    assert_eq!(fs::read(&float).unwrap(), before);
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "no temporary file is left: {left:?}");
+}

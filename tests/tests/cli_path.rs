@@ -1,0 +1,197 @@
+//! The whole path from the command line on a tiny seeded set: every verb's JSON keys, and the same bytes for the same seed.
+
+mod command;
+
+use std::fs;
+use std::path::Path;
+
+use command::{adcorda, json, tool};
+use tempfile::tempdir;
+
+const SET: &str = "synthetic:256x64";
+
+/// train, quantize, refine with control, export into `folder`; returns the JSON of `refine`.
+fn whole_path(folder: &Path) -> serde_json::Value {
+    let at = |name: &str| folder.join(name).to_str().expect("UTF-8").to_owned();
+    let (float, w2, refined, model) = (at("float"), at("w2.ckpt"), at("refined"), at("model.adq"));
+    let trained = json(&[
+        "train",
+        "tiny",
+        "--data",
+        SET,
+        "--epochs",
+        "2",
+        "--validation",
+        "32",
+        "--seed",
+        "7",
+        "-o",
+        &float,
+        "--json",
+    ]);
+    assert!(trained["top1"].is_number(), "{trained}");
+    let quantized = json(&["quantize", &float, "--weights", "w2", "--data", SET, "-o", &w2, "--json"]);
+    assert!(quantized["top1"].is_number(), "{quantized}");
+    assert_eq!(
+        quantized["bits"]["conv1"], 8,
+        "the first convolution stays at 8 bits: {quantized}"
+    );
+    let report = json(&[
+        "refine",
+        &w2,
+        "--data",
+        SET,
+        "--epochs",
+        "1",
+        "--validation",
+        "64",
+        "--seed",
+        "7",
+        "--control",
+        "-o",
+        &refined,
+        "--json",
+    ]);
+    for key in ["before_top1", "top1", "control_top1", "corrected"] {
+        assert!(report[key].is_number(), "{key}: {report}");
+    }
+    let exported = json(&["export", &refined, "-o", &model, "--json"]);
+    assert_eq!(exported["bytes"], fs::metadata(&model).unwrap().len(), "{exported}");
+    assert!(exported["arena_bytes"].is_number());
+    report
+}
+
+#[test]
+fn same_seed_same_file_and_every_verb() {
+    let (one, two) = (tempdir().unwrap(), tempdir().unwrap());
+    let (first, second) = (whole_path(one.path()), whole_path(two.path()));
+    for key in ["before_top1", "top1", "control_top1", "corrected"] {
+        assert_eq!(first[key], second[key], "{key}");
+    }
+    for name in [
+        "w2.ckpt",
+        "model.adq",
+        "model.rs",
+        "float/best.safetensors",
+        "refined/adcorda/best.safetensors",
+    ] {
+        let read = |folder: &Path| fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(
+            read(one.path()) == read(two.path()),
+            "{name} differs between two runs of one seed"
+        );
+    }
+
+    let model = one.path().join("model.adq");
+    let model = model.to_str().unwrap();
+    let refined = one.path().join("refined");
+    let described = json(&["data", "describe", SET, "--json"]);
+    assert_eq!(described["classes"].as_array().map(Vec::len).unwrap_or(10), 10, "{described}");
+    let evaluated = json(&["eval", model, "--data", SET, "--against", refined.to_str().unwrap(), "--json"]);
+    assert_eq!(evaluated["images"], 64);
+    assert!(
+        evaluated["agreement"].as_f64().unwrap() >= 95.0,
+        "integer and fake-quantized network differ: {evaluated}"
+    );
+    let inspected = json(&["inspect", model, "--json"]);
+    for key in ["layers", "flash_bytes", "arena_bytes", "macs"] {
+        assert!(!inspected[key].is_null(), "{key}: {inspected}");
+    }
+
+    let output = tool(&[
+        "run",
+        model,
+        "--board",
+        "mps2-an386",
+        "--data",
+        SET,
+        "--images",
+        "2",
+        "--json",
+    ])
+    .output()
+    .unwrap();
+    if output.status.code() == Some(8) && std::env::var_os("REQUIRE_QEMU").is_none() {
+        println!("SKIPPED: {}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["parity"], true, "{report}");
+    assert!(
+        report["instructions"].as_u64().unwrap() > 0 && report["stack_bytes"].as_u64().unwrap() > 0,
+        "{report}"
+    );
+}
+
+/// Killed in the middle, run again: the same bytes as an undisturbed run.
+#[test]
+fn killed_run_resumes_to_the_same_weights() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let arguments = |run: &str| {
+        [
+            "train",
+            "tiny",
+            "--data",
+            SET,
+            "--epochs",
+            "4",
+            "--validation",
+            "32",
+            "--seed",
+            "3",
+            "-o",
+            run,
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    };
+    let train = |run: &str| {
+        let arguments = arguments(run);
+        let output = adcorda(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let (whole, killed) = (at("whole"), at("killed"));
+    train(&whole);
+
+    let all = arguments(&killed);
+    let mut child = tool(&all.iter().map(String::as_str).collect::<Vec<_>>()).spawn().unwrap();
+    let checkpoint = Path::new(&killed).join("last.safetensors");
+    while !checkpoint.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    assert!(checkpoint.exists());
+    train(&killed);
+    let best = |run: &str| fs::read(Path::new(run).join("best.safetensors")).unwrap();
+    assert!(
+        best(&whole) == best(&killed),
+        "a killed and resumed run ends in other weights"
+    );
+}
+
+#[test]
+fn every_verb_has_help_with_an_example() {
+    for verb in [
+        &["demo"][..],
+        &["data", "fetch"],
+        &["data", "describe"],
+        &["import"],
+        &["train"],
+        &["quantize"],
+        &["refine"],
+        &["export"],
+        &["eval"],
+        &["inspect"],
+        &["run"],
+    ] {
+        let output = adcorda(&[verb, &["--help"]].concat());
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("Example: adcorda"),
+            "{verb:?}:\n{text}"
+        );
+    }
+}
