@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# What CI runs, verb by verb. People run the same.
+#
+#   ./ci.sh test         everything: setup fmt clippy doc host qemu ndarray cuda-check demo
+#   ./ci.sh setup        bare-metal targets; QEMU through the system's package manager where it may
+#   ./ci.sh fmt          rustfmt, check only
+#   ./ci.sh clippy       clippy without warnings: workspace and firmware
+#   ./ci.sh doc          rustdoc without warnings
+#   ./ci.sh host         unit, integration and command-line tests; those that need QEMU fail without it
+#   ./ci.sh ndarray      the ndarray backend agrees with flex
+#   ./ci.sh cuda-check   type-checks the CUDA backend; needs no GPU
+#   ./ci.sh demo         the demo in release, with parity in QEMU
+#   ./ci.sh help         this text
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+targets=(thumbv7em-none-eabihf thumbv7m-none-eabi)
+firmwares=(examples/qemu)
+
+say() { printf '\n== %s\n' "$*"; }
+
+setup() {
+  say "setup"
+  scripts/thumb-targets.sh "${targets[@]}"
+  if ! command -v qemu-system-arm >/dev/null; then
+    local sudo=()
+    ((EUID == 0)) || sudo=(sudo -n)
+    if command -v apt-get >/dev/null && "${sudo[@]}" true 2>/dev/null; then
+      local install=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-system-arm)
+      "${install[@]}" >/dev/null 2>&1 || { "${sudo[@]}" apt-get update -qq && "${install[@]}" >/dev/null; }
+    fi
+  fi
+  if ! command -v qemu-system-arm >/dev/null; then
+    echo "error: qemu-system-arm is missing and cannot be installed from here" >&2
+    echo "remedy: apt-get install qemu-system-arm   (Fedora: dnf install qemu-system-arm; macOS: brew install qemu)" >&2
+    exit 1
+  fi
+  qemu-system-arm --version | head -n 1
+}
+
+fmt() {
+  say "fmt"
+  cargo fmt --all --check
+  for firmware in "${firmwares[@]}"; do (cd "$firmware" && cargo fmt --all --check); done
+}
+
+clippy() {
+  say "clippy"
+  cargo clippy --locked --workspace --all-targets -- -D warnings
+  for firmware in "${firmwares[@]}"; do
+    for target in "${targets[@]}"; do
+      (cd "$firmware" && env -u CARGO_TARGET_DIR cargo clippy --locked --release --target "$target" -- -D warnings)
+    done
+  done
+}
+
+doc() {
+  say "doc"
+  RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
+}
+
+host() {
+  say "host"
+  REQUIRE_QEMU=1 cargo test --locked --workspace
+}
+
+ndarray() {
+  say "ndarray"
+  cargo test --locked -p adcorda --features ndarray --test backends
+}
+
+cuda-check() {
+  say "cuda-check"
+  cargo check --locked -p adcorda --features cuda
+}
+
+demo() {
+  say "demo"
+  local out
+  out=$(mktemp -d)
+  cargo run --locked --release -- demo -o "$out/demo"
+  rm -rf "$out"
+}
+
+help() { sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+
+case ${1-help} in
+  test) setup; fmt; clippy; doc; ndarray; cuda-check; demo; host ;;
+  setup | fmt | clippy | doc | host | ndarray | cuda-check | demo | help) "$1" ;;
+  *) echo "error: no verb \"$1\"" >&2; help >&2; exit 2 ;;
+esac
