@@ -1,6 +1,6 @@
 //! Training: one loop for float training, quantization-aware training (QAT) and refinement.
 //!
-//! The loop is given a [`Task`] (batches and a loss) and a number of steps; it knows learning rate, optimizer, validation,
+//! The loop is given a `Task` (batches and a loss) and a number of steps; it knows learning rate, optimizer, validation,
 //! checkpoints and resuming. Cost is counted in passes, so that methods of different cost can be compared: see [`Passes`].
 //!
 //! Everything that a step does follows from the seed and the step's number, so a run that was killed and continued ends in
