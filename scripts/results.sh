@@ -19,14 +19,24 @@ mkdir -p "$out"
 printf '{"commit":"%s","seed":%s,"training_images":%s,"epochs":%s,"device":"flex","machine":"%s, %s cores"}\n' \
   "$(git rev-parse HEAD)" "$seed" "$limit" "$epochs" "$(uname -m)" "$(nproc)" >"$out/setup.json"
 
-# step FILE WIDTH VERB ARGS...: runs a verb once and keeps its JSON
+# step FILE WIDTH VERB ARGS...: runs a verb once and keeps its JSON, with the folders' names for their paths
 step() {
-  local done=$1 width=$2 json
+  local done=$1 width=$2 json arguments
   shift 2
   [[ -e $done ]] && return
   json=$("$adcorda" "$@" --json)
-  printf '{"verb":"%s","arguments":"%s","result":%s}\n' "$1" "${*:2}" "$json" | tee -a "$out/$width.jsonl"
+  arguments=${*:2}
+  arguments=${arguments//$data/cifar10:CIFAR10_DIR}
+  arguments=${arguments//$models/MODELS_DIR}
+  arguments=${arguments//$out/OUT_DIR}
+  printf '{"verb":"%s","arguments":"%s","result":%s}\n' "$1" "$arguments" "$json" | tee -a "$out/$width.jsonl"
   touch "$done"
+}
+
+# integer NAME WIDTH CKPT: exports a checkpoint and evaluates it in the runtime, beside the fake-quantized network
+integer() {
+  step "$out/$1.exported" "$2" export "$3" -o "$out/$1.adq"
+  step "$out/$1.integer" "$2" eval "$out/$1.adq" --data "$data" --against "$3"
 }
 
 for network in resnet8:mlperf-tiny-resnet8.safetensors resnet20:resnet20-cifar10.th; do
@@ -38,23 +48,24 @@ done
 for w in "${widths[@]}"; do
   start=$out/$w-ptq.ckpt
   step "$out/$w.ptq" "$w" quantize "$out/resnet8.ckpt" --weights "$w" --data "$data" -o "$start"
-  final=$start
+  final=$w-ptq
   case $w in
     w8) ;;
     w4) rate=3e-4 ;;
     w2 | w1) # from such a start correction wastes its budget: plain QAT first
       step "$out/$w.qat" "$w" train "$start" --data "$data" --limit "$limit" --validation 1000 --epochs "$epochs" \
         --learning-rate 1e-3 --seed "$seed" -o "$out/$w-qat"
+      integer "$w-qat" "$w" "$out/$w-qat"
       start=$out/$w-qat rate=3e-4 ;;
   esac
+  integer "$w-ptq" "$w" "$out/$w-ptq.ckpt"
   if [[ $w != w8 ]]; then
     step "$out/$w.refined" "$w" refine "$start" --data "$data" --limit "$limit" --validation 1000 --epochs "$epochs" \
       --learning-rate "$rate" --seed "$seed" --control -o "$out/$w-refined"
-    final=$out/$w-refined
+    for arm in adcorda control; do integer "$w-$arm" "$w" "$out/$w-refined/$arm"; done
+    final=$w-adcorda
   fi
-  model=$out/$w.adq
-  step "$out/$w.exported" "$w" export "$final" -o "$model"
-  step "$out/$w.integer" "$w" eval "$model" --data "$data" --against "$final"
-  step "$out/$w.m4" "$w" run "$model" --board mps2-an386 --data "$data" --images 32
-  step "$out/$w.m3" "$w" run "$model" --board mps2-an385 --data "$data" --images 32
+  for board in mps2-an386 mps2-an385; do
+    step "$out/$w.$board" "$w" run "$out/$final.adq" --board "$board" --data "$data" --images 32
+  done
 done
