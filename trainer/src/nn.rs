@@ -1212,7 +1212,9 @@ mod tests {
             let quantized = ptq(&float, &images, &QuantizeOptions::new(width), &Device::flex()).unwrap();
             let quantization = quantized.quantization.as_ref();
             let frozen = Frozen::new(&network, &quantized.state, quantization, &Device::flex()).unwrap();
-            let net = Net::<Auto>::from_state(&network, &quantized.state, &Device::flex()).unwrap();
+            // Training leaves biases as they are.
+            let state = quantize::whole_biases(&network, &quantized.state, quantization.unwrap()).unwrap();
+            let net = Net::<Auto>::from_state(&network, &state, &Device::flex()).unwrap();
             let x = to_device(&images, &[0, 1, 2, 3, 4, 5, 6, 7], &Device::flex());
             let a = to_host(frozen.forward(x.clone()).features);
             let b = to_host(

@@ -14,7 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::data::Dataset;
 use crate::data::batch::{Purpose, rng};
 use crate::device::Device;
-use crate::network::Network;
+use crate::network::{Layer, Network};
 use crate::state_dict::StateDict;
 use crate::{Error, ErrorKind, Result};
 
@@ -231,22 +231,81 @@ pub fn calibration_images(set: &Dataset, count: usize, seed: u64) -> Result<Data
     Ok(set.subset(drawn))
 }
 
-/// `state` with every quantized weight replaced by the real value of its code: what the integer network computes with.
+/// `state` with every quantized weight replaced by the real value of its code, and [`whole_biases`]: what the integer network
+/// computes with.
 ///
 /// # Errors
-/// [`ErrorKind::Weights`] where a weight tensor is missing.
+/// [`ErrorKind::Weights`] where a tensor is missing.
 pub fn dequantized(network: &Network, state: &StateDict, quantization: &Quantization) -> Result<StateDict> {
-    let mut state = state.clone();
+    let mut dequantized = whole_biases(network, state, quantization)?;
     for (layer, quantizer) in network.layers.iter().zip(&quantization.weights) {
         if let Some(quantizer) = quantizer {
             let name = format!("{}.weight", layer.name);
-            let quantized = weights::quantize_rows(state.get(&name)?, quantizer);
-            if let Some(array) = state.tensors.get_mut(&name) {
-                array.values = quantized.dequantize();
+            let values = weights::quantize_rows(state.get(&name)?, quantizer).dequantize();
+            if let Some(array) = dequantized.tensors.get_mut(&name) {
+                array.values = values;
             }
         }
     }
-    Ok(state)
+    Ok(dequantized)
+}
+
+/// `state` with every bias, BatchNorm's included, rounded as the integer network rounds it: to whole steps of the layer's
+/// accumulator. With float activations there is no such step, and nothing is rounded.
+///
+/// With one or two bits a weight and a short row, a step is a good part of an output code: without this rounding, fake
+/// quantization is visibly another network.
+///
+/// # Errors
+/// [`ErrorKind::Weights`] where a tensor is missing.
+pub(crate) fn whole_biases(network: &Network, state: &StateDict, quantization: &Quantization) -> Result<StateDict> {
+    let mut rounded = state.clone();
+    for (layer, quantizer) in network.layers.iter().zip(&quantization.weights) {
+        if let (Some(quantizer), Some(input)) = (quantizer, quantization.activations.get(layer.inputs[0])) {
+            let weights = state.get(&format!("{}.weight", layer.name))?;
+            let scales = weights::quantize_rows(weights, quantizer).scales;
+            round_biases(&mut rounded, layer, input.scale, &scales)?;
+        }
+    }
+    Ok(rounded)
+}
+
+/// Rounds what a layer adds to its sums of products to whole steps of `input_scale * weight_scale`.
+fn round_biases(state: &mut StateDict, layer: &Layer, input_scale: f32, weight_scales: &[f32]) -> Result<()> {
+    let step = |row: usize| {
+        let scale = if weight_scales.len() == 1 {
+            weight_scales[0]
+        } else {
+            weight_scales[row]
+        };
+        f64::from(input_scale) * f64::from(scale)
+    };
+    let round = |value: f64, step: f64| (value / step).round_ties_even() * step;
+    let bias = layer.op.has_bias().then(|| format!("{}.bias", layer.name));
+    let Some(norm) = layer.op.batch_norm() else {
+        if let Some(array) = bias.and_then(|name| state.tensors.get_mut(&name)) {
+            for (row, b) in array.values.iter_mut().enumerate() {
+                *b = round(f64::from(*b), step(row)) as f32;
+            }
+        }
+        return Ok(());
+    };
+    let bias = bias.map(|name| state.get(&name).cloned()).transpose()?;
+    let part = |part: &str| state.get(&format!("{}.{part}", norm.name)).cloned();
+    let (gamma, mean, variance) = (part("weight")?, part("running_mean")?, part("running_var")?);
+    let mut beta = part("bias")?;
+    for (row, beta) in beta.values.iter_mut().enumerate() {
+        let gain = f64::from(gamma.values[row]) / (f64::from(variance.values[row]) + f64::from(norm.epsilon)).sqrt();
+        let bias = bias.as_ref().map_or(0.0, |bias| f64::from(bias.values[row]));
+        let rest = (bias - f64::from(mean.values[row])) * gain;
+        let rounded = round(f64::from(*beta) + rest, step(row) * gain) - rest;
+        // Where gamma is zero there is no step: the constant is rounded as any output is.
+        if rounded.is_finite() {
+            *beta = rounded as f32;
+        }
+    }
+    state.tensors.insert(format!("{}.bias", norm.name), beta);
+    Ok(())
 }
 
 fn weight_quantizers(network: &Network, state: &StateDict, options: &QuantizeOptions) -> Result<Vec<Option<WeightQuantizer>>> {
