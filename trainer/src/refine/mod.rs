@@ -394,7 +394,9 @@ mod tests {
         assert!(report.correction.wrong > 10, "{report:?}");
         assert!(report.correction.corrected > report.correction.wrong / 2, "{report:?}");
         let control = report.control.as_ref().unwrap();
-        assert_eq!(report.passes, report.adcorda.passes + report.correction.passes);
+        // Sums of thirds: the last bit depends on the order.
+        let sum = report.adcorda.passes + report.correction.passes;
+        assert!((report.passes - sum).abs() < 1e-9 * sum, "{report:?}");
         assert!((control.passes / report.passes - 1.0).abs() < 0.02, "{report:?}");
         assert_eq!(control.before_top1, report.before_top1);
         assert!(report.top1 >= report.before_top1 && report.control_top1.unwrap() >= report.before_top1);
