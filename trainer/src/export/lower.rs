@@ -620,6 +620,39 @@ fn add_multipliers(a: f64, b: f64) -> Outcome<(i16, i16, u8)> {
     Ok((multiplier(a), multiplier(b), shift))
 }
 
+/// The scale for the sum of two values of scales `a` and `b`, within a tenth of a per cent of `output`, at which the 15-bit
+/// multipliers of [`adcorda_formats::Op::Add`] come closest to the real ratios.
+///
+/// At just any scale the multipliers are off by up to half a unit, which moves one code in a thousand; every layer behind
+/// multiplies that, so that integer and fake-quantized network drift apart. `output` itself where no multiplier fits.
+pub fn sum_scale(a: f32, b: f32, output: f32) -> f32 {
+    let ratio = |input: f32, output: f32| f64::from(input) / f64::from(output);
+    // In output codes for an input step.
+    let error = |output: f32| {
+        let (a, b) = (ratio(a, output), ratio(b, output));
+        add_multipliers(a, b).map_or(f64::INFINITY, |(mul_a, mul_b, shift)| {
+            let step = 1.0 / f64::from(1u32 << shift);
+            (a - f64::from(mul_a) * step).abs() + (b - f64::from(mul_b) * step).abs()
+        })
+    };
+    let larger = a.max(b);
+    let Ok((mul_a, mul_b, shift)) = add_multipliers(ratio(a, output), ratio(b, output)) else {
+        return output;
+    };
+    // Scales that make the larger multiplier exact; among so many, the smaller one is nearly so at one.
+    let nearest = f64::from(mul_a.max(mul_b));
+    let unit = f64::from(larger) * f64::from(1u32 << shift);
+    let candidates = (-16..=16).map(|d| (unit / (nearest + f64::from(d))) as f32);
+    let mut best = (error(output), output);
+    for candidate in candidates.filter(|candidate| (ratio(*candidate, output) - 1.0).abs() <= 1e-3) {
+        let error = error(candidate);
+        if error < best.0 {
+            best = (error, candidate);
+        }
+    }
+    best.1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -653,6 +686,34 @@ mod tests {
         assert_eq!(add_multipliers(1e-9, 1e-12), Ok((1, 0, 30)));
         assert_eq!(add_multipliers(0.0, 16383.4), Ok((0, 32767, 1)));
         assert!(add_multipliers(16384.0, 1.0).is_err());
+    }
+
+    #[test]
+    fn a_sum_has_a_scale_at_which_its_multipliers_are_nearly_exact() {
+        let off = |a: f32, b: f32, output: f32| {
+            let (a, b) = (f64::from(a) / f64::from(output), f64::from(b) / f64::from(output));
+            let (mul_a, mul_b, shift) = add_multipliers(a, b).unwrap();
+            let step = f64::from(1u32 << shift);
+            (a - f64::from(mul_a) / step).abs() + (b - f64::from(mul_b) / step).abs()
+        };
+        // Of the residual blocks of ResNet-8.
+        let (mut before, mut after) = (0.0, 0.0);
+        for (a, b, output) in [
+            (0.0457, 0.0167, 0.0251),
+            (0.0734, 0.0218, 0.0397),
+            (0.1345, 0.0397, 0.0586),
+            (0.0167, 0.0457, 0.0236),
+        ] {
+            let scale = sum_scale(a, b, output);
+            assert!((scale / output - 1.0).abs() <= 1e-3, "{scale} for {output}");
+            assert!(off(a, b, scale) <= off(a, b, output));
+            before += off(a, b, output);
+            after += off(a, b, scale);
+        }
+        assert!(after < before / 8.0, "{after}, {before} before");
+        assert_eq!(sum_scale(1.0, 1.0, 1.0), 1.0);
+        // No multiplier fits.
+        assert_eq!(sum_scale(1.0, 1.0, 1e-9), 1e-9);
     }
 
     #[test]

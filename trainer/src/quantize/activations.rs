@@ -6,6 +6,7 @@ use super::{ActivationQuantizer, Quantization};
 use crate::Result;
 use crate::data::Dataset;
 use crate::device::Device;
+use crate::export::lower::sum_scale;
 use crate::network::{Network, Normalization, Op};
 use crate::nn;
 use crate::state_dict::StateDict;
@@ -55,8 +56,16 @@ pub fn calibrate(
     for (index, layer) in network.layers.iter().enumerate() {
         quantizers.push(match layer.op {
             Op::MaxPool { .. } | Op::Subsample { .. } => quantizers[layer.inputs[0]],
-            Op::Conv2d { .. } | Op::DepthwiseConv2d { .. } | Op::Linear { .. } | Op::Add { .. } | Op::AvgPool { .. } => {
+            Op::Conv2d { .. } | Op::DepthwiseConv2d { .. } | Op::Linear { .. } | Op::AvgPool { .. } => {
                 histograms[index + 1].quantizer(calibration)
+            }
+            Op::Add { .. } => {
+                let [a, b] = [0, 1].map(|input| quantizers[layer.inputs[input]].scale);
+                let quantizer = histograms[index + 1].quantizer(calibration);
+                ActivationQuantizer {
+                    scale: sum_scale(a, b, quantizer.scale),
+                    ..quantizer
+                }
             }
         });
     }
