@@ -258,7 +258,7 @@ pub fn dequantized(network: &Network, state: &StateDict, quantization: &Quantiza
 ///
 /// # Errors
 /// [`ErrorKind::Weights`] where a tensor is missing.
-pub(crate) fn whole_biases(network: &Network, state: &StateDict, quantization: &Quantization) -> Result<StateDict> {
+pub fn whole_biases(network: &Network, state: &StateDict, quantization: &Quantization) -> Result<StateDict> {
     let mut rounded = state.clone();
     for (layer, quantizer) in network.layers.iter().zip(&quantization.weights) {
         if let (Some(quantizer), Some(input)) = (quantizer, quantization.activations.get(layer.inputs[0])) {
