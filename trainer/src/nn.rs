@@ -422,7 +422,7 @@ impl Frozen {
     /// Logits of every image, `[images, classes]`, computed `batch` at a time.
     ///
     /// # Errors
-    /// [`ErrorKind::Data`] where the images have another size than the network's input.
+    /// [`ErrorKind::Data`] where the images have another size than the network's input, or other classes.
     pub fn logits_of(&self, images: &Dataset, batch: usize) -> Result<Vec<f32>> {
         let mut logits = Vec::with_capacity(images.len() * self.network.classes());
         for batch in batches(&self.network, images, batch)? {
@@ -498,7 +498,7 @@ pub fn top1(logits: &[f32]) -> u16 {
 /// its own.
 ///
 /// # Errors
-/// [`ErrorKind::Weights`] where the weights do not fit the network; [`ErrorKind::Data`] where the images have another size.
+/// [`ErrorKind::Weights`] where the weights do not fit the network; [`ErrorKind::Data`] where the images have another size or other classes.
 pub fn estimate_statistics(
     network: &Network,
     state: &StateDict,
@@ -540,6 +540,13 @@ pub fn to_host<B: Backend<FloatElem = f32>, const D: usize>(tensor: Tensor<B, D>
 
 /// Indices of consecutive batches.
 fn batches(network: &Network, images: &Dataset, batch: usize) -> Result<Vec<Vec<usize>>> {
+    check_fit(network, images)?;
+    let indices: Vec<usize> = (0..images.len()).collect();
+    Ok(indices.chunks(batch.max(1)).map(<[usize]>::to_vec).collect())
+}
+
+/// Whether images are of the network's size and classes.
+pub(crate) fn check_fit(network: &Network, images: &Dataset) -> Result<()> {
     let input = network.input;
     if images.shape() != [input.height, input.width, input.channels] {
         let [height, width, channels] = images.shape();
@@ -551,8 +558,14 @@ fn batches(network: &Network, images: &Dataset, batch: usize) -> Result<Vec<Vec<
             ),
         ));
     }
-    let indices: Vec<usize> = (0..images.len()).collect();
-    Ok(indices.chunks(batch.max(1)).map(<[usize]>::to_vec).collect())
+    let (found, classes) = (images.classes.len(), network.classes());
+    if found != classes {
+        return Err(Error::new(
+            ErrorKind::Data,
+            format!("{} has {found} classes, network {} has {classes}", images.name, network.name),
+        ));
+    }
+    Ok(())
 }
 
 /// `(x - mean) / std` of each channel; nothing where that is the identity.
@@ -1195,6 +1208,16 @@ mod tests {
             error.to_string().contains("32x32x3") && error.to_string().contains("7x6x2"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn images_of_other_classes_are_data_errors() {
+        let network = crate::zoo::zoo("tiny", 11).unwrap();
+        let state = StateDict::init(&network, 1).unwrap();
+        let frozen = Frozen::new(&network, &state, None, &Device::flex()).unwrap();
+        let error = frozen.predict(&synthetic::load(Split::Test, 2)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Data);
+        assert!(error.to_string().contains("has 10 classes, network tiny has 11"), "{error}");
     }
 
     #[test]

@@ -35,7 +35,7 @@ const OUTSIDE: f64 = 1e-4;
 ///
 /// # Errors
 /// [`ErrorKind::Weights`](crate::ErrorKind::Weights) where the weights do not fit the network;
-/// [`ErrorKind::Data`](crate::ErrorKind::Data) where the images have another size.
+/// [`ErrorKind::Data`](crate::ErrorKind::Data) where the images have another size or other classes.
 pub fn calibrate(
     network: &Network,
     state: &StateDict,
@@ -366,7 +366,7 @@ mod tests {
                 layer(
                     "fc",
                     Op::Linear {
-                        out_features: 2,
+                        out_features: 10,
                         bias: false,
                         relu: false,
                     },

@@ -17,7 +17,7 @@ const BATCH: usize = 256;
 ///
 /// # Errors
 /// [`ErrorKind::Weights`](crate::ErrorKind::Weights) where the weights do not fit the network;
-/// [`ErrorKind::Data`](crate::ErrorKind::Data) where the images have another size.
+/// [`ErrorKind::Data`](crate::ErrorKind::Data) where the images have another size or other classes.
 pub fn reestimate(
     network: &Network,
     state: &StateDict,

@@ -150,7 +150,7 @@ impl QuantizeOptions {
 ///
 /// # Errors
 /// [`ErrorKind::Usage`] for an unknown layer or no images; [`ErrorKind::Weights`] where the weights do not fit;
-/// [`ErrorKind::Data`] where the images have another size than the network's input.
+/// [`ErrorKind::Data`] where the images have another size than the network's input, or other classes.
 pub fn ptq(float: &Checkpoint, images: &Dataset, options: &QuantizeOptions, device: &Device) -> Result<Checkpoint> {
     let network = &float.network;
     let mut quantization = Quantization {
