@@ -209,8 +209,9 @@ impl Network {
     /// Shape of every value: the input, then each layer's output.
     ///
     /// # Errors
-    /// [`ErrorKind::Model`] naming the first layer that does not fit, and why.
+    /// [`ErrorKind::Model`] naming the first layer that does not fit, and why; or what is wrong with the normalization.
     pub fn shapes(&self) -> Result<Vec<Shape>> {
+        self.check_normalization()?;
         let mut shapes = vec![self.input];
         for (index, layer) in self.layers.iter().enumerate() {
             let fail = |what: String| Error::new(ErrorKind::Model, format!("layer {index} \"{}\": {what}", layer.name));
@@ -280,6 +281,26 @@ impl Network {
                 ErrorKind::Model,
                 format!("network {}: the last layer must be linear without ReLU", self.name),
             )),
+        }
+    }
+
+    fn check_normalization(&self) -> Result<()> {
+        let Normalization { mean, std } = &self.normalization;
+        let fail = |what: String| {
+            let what = format!("network {}: its normalization {what}", self.name);
+            Err(Error::new(ErrorKind::Model, what))
+        };
+        let channels = self.input.channels;
+        if mean.len() != channels || std.len() != channels {
+            return fail(format!(
+                "has {} means and {} deviations for {channels} channels",
+                mean.len(),
+                std.len()
+            ));
+        }
+        match (0..channels).find(|&c| !(mean[c].is_finite() && std[c].is_finite() && std[c] != 0.0)) {
+            Some(c) => fail(format!("of channel {c} is (pixel - {}) / {}", mean[c], std[c])),
+            None => Ok(()),
         }
     }
 
