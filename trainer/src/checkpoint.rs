@@ -191,10 +191,10 @@ impl Checkpoint {
 }
 
 /// A tensor on its way into a file.
-struct Bytes<'a> {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    data: Cow<'a, [u8]>,
+pub(crate) struct Bytes<'a> {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub data: Cow<'a, [u8]>,
 }
 
 impl<'a> Bytes<'a> {

@@ -80,8 +80,11 @@ impl Default for TrainOptions {
 }
 
 impl TrainOptions {
-    /// Whether these can be used with `network` on `images`.
-    pub(crate) fn check(&self, network: &crate::network::Network, images: &Dataset) -> Result<()> {
+    /// Whether these can be used with `network` on `images`. For callers that want to know before they make a run's folder.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] naming the flag; [`ErrorKind::Data`] where the images do not fit the network.
+    pub fn check(&self, network: &crate::network::Network, images: &Dataset) -> Result<()> {
         let usage = |what: String| Err(Error::new(ErrorKind::Usage, what));
         if self.epochs == 0 {
             return usage("--epochs 0 trains nothing".into());
@@ -104,19 +107,18 @@ impl TrainOptions {
         if self.validation == 0 {
             return usage("--validation 0 leaves nothing to choose the best epoch by".into());
         }
-        if network.classes() != images.classes.len() {
-            return Err(Error::new(
-                ErrorKind::Data,
-                format!(
-                    "{} has {} classes, network {} has {}",
-                    images.name,
-                    images.classes.len(),
-                    network.name,
-                    network.classes()
-                ),
+        if !(0.0..=1.0).contains(&self.label_noise) {
+            return usage(format!("--label-noise {} is not within 0 to 1", self.label_noise));
+        }
+        if images.len().saturating_sub(self.validation) < 2 {
+            return usage(format!(
+                "--validation {} leaves too few of the {} images of {} to train on",
+                self.validation,
+                images.len(),
+                images.name
             ));
         }
-        Ok(())
+        nn::check_fit(network, images)
     }
 
     /// Parts `images` into what is trained on, with label noise, and what is chosen by, without.
@@ -311,8 +313,9 @@ impl Draw {
     pub fn new(len: usize, options: &TrainOptions) -> Self {
         Self {
             len,
-            // Rounded to nearest, so that batches are as close as possible to the size asked for.
-            steps_per_epoch: ((len + options.batch / 2) / options.batch).max(1),
+            // Rounded to nearest, so that batches are as close as possible to the size asked for; but a batch of one image
+            // has no covariance.
+            steps_per_epoch: ((len + options.batch / 2) / options.batch).min(len / 2).max(1),
             seed: options.seed,
             augmentation: options.augmentation(),
             epoch: None,
@@ -1236,6 +1239,20 @@ mod tests {
                 },
                 "--validation",
             ),
+            (
+                TrainOptions {
+                    validation: 79,
+                    ..good.clone()
+                },
+                "--validation",
+            ),
+            (
+                TrainOptions {
+                    label_noise: 1.5,
+                    ..good.clone()
+                },
+                "--label-noise",
+            ),
         ] {
             let error = bad.check(&fixture::network(), &images).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage);
@@ -1250,7 +1267,7 @@ mod tests {
 
     #[test]
     fn an_epoch_shows_every_image_once_in_even_batches() {
-        for (len, batch) in [(100, 32), (10, 64), (65, 64), (95, 64), (97, 64)] {
+        for (len, batch) in [(100, 32), (10, 64), (65, 64), (95, 64), (97, 64), (7, 2)] {
             let options = TrainOptions {
                 batch,
                 ..TrainOptions::default()
@@ -1260,6 +1277,7 @@ mod tests {
             let batches: Vec<Vec<usize>> = (steps..2 * steps).map(|step| draw.step(step).0.to_vec()).collect();
             let sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
             assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1, "{sizes:?}");
+            assert!(sizes.iter().all(|&size| size >= 2), "{sizes:?}");
             let mut seen = batches.concat();
             seen.sort_unstable();
             assert_eq!(seen, (0..len).collect::<Vec<_>>());

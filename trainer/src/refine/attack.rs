@@ -66,10 +66,10 @@ impl AttackOptions {
     pub(crate) fn check(&self) -> Result<()> {
         let usage = |what: String| Err(Error::new(ErrorKind::Usage, what));
         if self.epsilon == 0 || self.step == 0 {
-            return usage("an attack with --epsilon 0 or --step 0 changes nothing".into());
+            return usage("an attack with --epsilon 0, or steps of 0 grey levels, changes nothing".into());
         }
         if self.steps == 0 && self.method == Method::Pgd {
-            return usage("--steps 0 changes nothing".into());
+            return usage("--attack-steps 0 changes nothing".into());
         }
         if !(self.margin.is_finite() && self.margin >= 0.0) {
             return usage(format!("--margin {} is negative or not finite", self.margin));

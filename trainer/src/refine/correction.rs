@@ -3,14 +3,14 @@
 //! Predicted without augmentation and with running statistics, corrected once, before training. The result is one file in
 //! the run's folder, so that a run that continues does not search again, and the images can be looked at.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::attack::{AttackOptions, Direction, attack};
+use crate::checkpoint::Bytes;
 use crate::data::Dataset;
 use crate::file::{read, write_atomic};
 use crate::nn::Frozen;
@@ -106,7 +106,16 @@ impl Corrections {
         let fail =
             |cause: &dyn std::fmt::Display| Error::new(ErrorKind::Io, format!("cannot write {}: {cause}", path.display()));
         let json = serde_json::to_string(&description).map_err(|cause| fail(&cause))?;
-        let tensors = tensors.map(|(name, dtype, shape, data)| (name, Bytes { dtype, shape, data }));
+        let tensors = tensors.map(|(name, dtype, shape, data)| {
+            (
+                name,
+                Bytes {
+                    dtype,
+                    shape,
+                    data: data.into(),
+                },
+            )
+        });
         let bytes = safetensors::serialize(tensors, Some(HashMap::from([(METADATA.to_owned(), json)])))
             .map_err(|cause| fail(&cause))?;
         write_atomic(path, &bytes)
@@ -216,31 +225,6 @@ const METADATA: &str = "adcorda.corrections";
 struct Description {
     key: String,
     passes: Passes,
-}
-
-/// A tensor on its way into a file.
-struct Bytes {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    data: Vec<u8>,
-}
-
-impl View for Bytes {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.data)
-    }
-
-    fn data_len(&self) -> usize {
-        self.data.len()
-    }
 }
 
 #[cfg(test)]

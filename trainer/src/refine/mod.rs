@@ -69,7 +69,22 @@ impl Default for RefineOptions {
 }
 
 impl RefineOptions {
-    fn check(&self) -> Result<()> {
+    /// Whether these can refine `start` on `images`. For callers that want to know before they make a run's folder.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] where the checkpoint is not quantized, or naming the flag; [`ErrorKind::Data`] where the images do
+    /// not fit the network.
+    pub fn check(&self, start: &Checkpoint, images: &Dataset) -> Result<()> {
+        if start.quantization.is_none() {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!(
+                    "refine works on a quantized network, and this {} is float",
+                    start.network.name
+                ),
+            )
+            .remedy("quantize it first: `adcorda quantize CKPT --weights w2 --data SET -o QUANTIZED`"));
+        }
         self.attack.check()?;
         for (flag, weight) in [("--lambda", self.lambda), ("--target-weight", self.target_weight)] {
             if !(weight.is_finite() && weight >= 0.0) {
@@ -79,7 +94,7 @@ impl RefineOptions {
                 ));
             }
         }
-        Ok(())
+        self.training.check(&start.network, images)
     }
 
     /// Whether the loss looks at the original of a corrected image.
@@ -130,18 +145,7 @@ pub fn refine(
     run: &RunFolder,
     device: &Device,
 ) -> Result<RefineReport> {
-    options.check()?;
-    options.training.check(&start.network, images)?;
-    if start.quantization.is_none() {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            format!(
-                "refine works on a quantized network, and this {} is float",
-                start.network.name
-            ),
-        )
-        .remedy("quantize it first: `adcorda quantize CKPT --weights w2 --data SET -o QUANTIZED`"));
-    }
+    options.check(start, images)?;
     let training = &options.training;
     let (images, validation) = training.split(images)?;
     let corrections = corrections(start, &images, options, run, device)?;
