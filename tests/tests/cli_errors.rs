@@ -5,7 +5,7 @@ mod command;
 use std::fs;
 use std::path::Path;
 
-use command::{adcorda, checkpoint, model, tool};
+use command::{adcorda, binary, checkpoint, model, tool};
 use tempfile::tempdir;
 
 /// Runs `arguments`, expects `code`, and returns what was printed to standard error.
@@ -271,4 +271,94 @@ fn disk_full_during_a_checkpoint() {
     assert_eq!(fs::read(&float).unwrap(), before);
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "no temporary file is left: {left:?}");
+}
+
+#[test]
+fn data_of_other_classes() {
+    let folder = tempdir().unwrap();
+    let record = vec![0; 3074];
+    for name in ["train.bin", "test.bin"] {
+        fs::write(folder.path().join(name), &record).unwrap();
+    }
+    let (set, float) = (format!("cifar100:{}", path(folder.path())), checkpoint("tiny float"));
+    let output = folder.path().join("w2.ckpt");
+    for arguments in [
+        &["eval", path(&float), "--data", &set][..],
+        &[
+            "quantize",
+            path(&float),
+            "--weights",
+            "w2",
+            "--data",
+            &set,
+            "-o",
+            path(&output),
+        ],
+    ] {
+        mentions(&fails(arguments, 3), &["100 classes", "tiny has 10"]);
+    }
+    assert!(!output.exists());
+}
+
+#[test]
+fn no_images_asked_for() {
+    let float = checkpoint("tiny float");
+    let text = fails(&["eval", path(&float), "--data", "synthetic:64x32", "--limit", "0"], 2);
+    mentions(&text, &["no images of synthetic:64x32", "remedy: "]);
+}
+
+/// What cannot be is said before the run's folder is made: a folder with such a config would refuse the mended command.
+#[test]
+fn options_that_cannot_be_make_no_run() {
+    let folder = tempdir().unwrap();
+    let run = folder.path().join("run");
+    let start = checkpoint("tiny w2");
+    for (verb, start, flag, value) in [
+        ("train", "tiny", "--epochs", "0"),
+        ("train", "tiny", "--validation", "64"),
+        ("refine", path(&start), "--epsilon", "0"),
+        ("refine", path(&start), "--attack-steps", "0"),
+        ("refine", path(&start), "--label-noise", "2"),
+    ] {
+        let mut arguments = vec![verb, start, "--data", "synthetic:64x32", flag, value, "-o", path(&run)];
+        if flag != "--validation" {
+            arguments.extend(["--validation", "16"]);
+        }
+        mentions(&fails(&arguments, 2), &[flag]);
+        assert!(!run.exists());
+    }
+    mentions(
+        &fails(&["train", "tyni.ckpt", "--data", "synthetic:64x32", "-o", path(&run)], 2),
+        &["tyni.ckpt", "resnet8"],
+    );
+}
+
+#[test]
+fn data_folder_not_writable() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    for arguments in [
+        vec!["data", "fetch", "cifar10", "--dir", path(&file)],
+        vec!["data", "fetch", &format!("cifar10:{}", path(&file))],
+    ] {
+        mentions(&fails(&arguments, 9), &[path(&file), "remedy: "]);
+    }
+    fails(&["data", "fetch", "cifar10:here", "--dir", "there"], 2);
+}
+
+/// A reader that has seen enough is no error; an output that cannot be written is one, and no panic.
+#[cfg(target_os = "linux")]
+#[test]
+fn standard_output_gone_or_full() {
+    for (command, code) in [
+        // The pipe's reader is gone before anything is written.
+        ("{ sleep 0.2; \"$0\" data describe synthetic:9x9; echo $? >&2; } | true", "0"),
+        ("\"$0\" data describe synthetic:9x9 >/dev/full; echo $? >&2", "9"),
+    ] {
+        let mut shell = std::process::Command::new("sh");
+        let output = shell.args(["-c", command]).arg(binary()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(text.lines().last(), Some(code), "{text}");
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Flash and RAM are those that one firmware can use in one piece: where a chip has several RAM banks apart from each other, the
 //! largest counts, since an arena is one range. Only the two boards that QEMU emulates have ever run this project's code; the others
-//! are data-sheet figures for `inspect` and `check`, **never run on silicon**.
+//! are data-sheet figures for `inspect`, **never run on silicon**.
 
 use std::fmt;
 

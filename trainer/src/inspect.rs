@@ -151,7 +151,7 @@ impl fmt::Display for Inspection {
         )?;
         write!(f, "; {} on {}, seed {seed}", known(method), known(data))?;
         if let Some(top1) = top1 {
-            write!(f, ", top-1 {top1:.2} % in training")?;
+            write!(f, ", top-1 {top1:.2} % in the trainer")?;
         }
         writeln!(f, "\n")?;
         let name_width = self.layers.iter().map(|l| l.name.chars().count()).max().unwrap_or(0).max(5);
@@ -190,7 +190,10 @@ impl fmt::Display for Inspection {
         } else {
             boards.join(", ")
         };
-        writeln!(f, "boards with room for both, program and stack not counted: {boards}")?;
+        writeln!(
+            f,
+            "boards with room for both (data sheets; program and stack come on top): {boards}"
+        )?;
         write!(f, "\n{}", self.arena_map)
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use adcorda::Result;
 use adcorda::data::fetch::{fetch, progress_bar};
 use adcorda::data::{Description, SetSpec};
+use adcorda::{Error, ErrorKind, Result};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -22,11 +22,11 @@ enum DataVerb {
     /// Download the official files, verify their checksum and unpack them; resumes where it stopped
     #[command(after_help = "Example: adcorda data fetch cifar10 --dir data\n         then use  --data cifar10:data")]
     Fetch {
-        /// cifar10 or cifar100
+        /// cifar10 or cifar100, or with the folder: cifar10:DIR
         set: String,
-        /// Folder to put the files in; made if missing
-        #[arg(long, default_value = "data")]
-        dir: PathBuf,
+        /// Folder to put the files in; made if missing [default: data]
+        #[arg(long)]
+        dir: Option<PathBuf>,
         /// Another server that has the same files (a mirror)
         #[arg(long, value_name = "URL")]
         base_url: Option<String>,
@@ -54,21 +54,32 @@ impl Data {
                 base_url,
                 json,
             } => {
-                let set: SetSpec = format!("{set}:{}", dir.display()).parse()?;
+                let set = named(&set, dir)?;
                 fetch(&set, base_url.as_deref(), &progress_bar())?;
                 let described = set.describe()?;
                 print(
                     json,
                     &json!(described),
                     &format!("{}\nuse it with  --data {set}", text(&described)),
-                );
+                )
             }
             DataVerb::Describe { set, json } => {
                 let described = set.describe()?;
-                print(json, &json!(described), &text(&described));
+                print(json, &json!(described), &text(&described))
             }
         }
-        Ok(())
+    }
+}
+
+/// `cifar10` with a folder, or a set as every other verb names it.
+fn named(set: &str, dir: Option<PathBuf>) -> Result<SetSpec> {
+    match (dir, set.contains(':')) {
+        (Some(_), true) => {
+            Err(Error::new(ErrorKind::Usage, format!("{set} and --dir both name a folder")).remedy("leave one out"))
+        }
+        (None, true) => set.parse(),
+        (_, false) if set == "synthetic" => set.parse(),
+        (dir, false) => format!("{set}:{}", dir.unwrap_or_else(|| "data".into()).display()).parse(),
     }
 }
 

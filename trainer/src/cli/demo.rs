@@ -49,10 +49,9 @@ impl Demo {
         let (images, test) = (set.load(Split::Train)?, set.load(Split::Test)?);
         let folder = |name: &str| self.output.join(name);
         fs::create_dir_all(&self.output).map_err(|cause| Error::io("make folder", &self.output, cause))?;
-        let say = |step: &str, result: String| {
-            if !self.json {
-                println!("{step:<11}{result}");
-            }
+        let say = |step: &str, result: String| match self.json {
+            true => Ok(()),
+            false => super::say(&format!("{step:<11}{result}")),
         };
         say(
             "data",
@@ -62,7 +61,7 @@ impl Demo {
                 test.len(),
                 images.classes.len()
             ),
-        );
+        )?;
 
         let options = TrainOptions {
             epochs: 15,
@@ -77,12 +76,12 @@ impl Demo {
         drop(run);
         let float = load_checkpoint(&folder("float"))?;
         let float_top1 = top1(&float, &test, &device)?;
-        say("float", format!("{float_top1:.2} % top-1 on the test images"));
+        say("float", format!("{float_top1:.2} % top-1 on the test images"))?;
 
         let quantized = ptq(&float, &images, &QuantizeOptions::new(Width::W2), &device)?;
         quantized.save(folder("w2.ckpt"))?;
         let ptq_top1 = top1(&quantized, &test, &device)?;
-        say("ptq", format!("{ptq_top1:.2} % with ternary weights"));
+        say("ptq", format!("{ptq_top1:.2} % with ternary weights"))?;
 
         let options = RefineOptions {
             training: TrainOptions {
@@ -107,8 +106,8 @@ impl Demo {
                 "{refined_top1:.2} % by AdCorDA; {} misclassified images corrected",
                 report.correction.corrected
             ),
-        );
-        say("control", format!("{control_top1:.2} % by plain QAT with the same budget"));
+        )?;
+        say("control", format!("{control_top1:.2} % by plain QAT with the same budget"))?;
 
         let exported = export(&refined, &ExportOptions::default())?;
         let model = folder("model.adq");
@@ -121,28 +120,33 @@ impl Demo {
                 exported.bytes.len(),
                 exported.arena_bytes
             ),
-        );
+        )?;
 
         let parity = self.parity(&model, &test, &say)?;
         say(
             "written",
             format!("{} after {:.0} s", model.display(), started.elapsed().as_secs_f32()),
-        );
+        )?;
         if self.json {
-            println!(
-                "{}",
-                json!({
+            super::say(
+                &json!({
                     "float_top1": float_top1, "ptq_top1": ptq_top1, "control_top1": control_top1,
                     "refined_top1": refined_top1, "integer_top1": integer_top1, "parity": parity,
                     "seconds": started.elapsed().as_secs_f32(),
                 })
-            );
+                .to_string(),
+            )?;
         }
         Ok(())
     }
 
     /// Whether a Cortex-M4 in QEMU computes the host's bits; `None` where QEMU or the target is missing.
-    fn parity(&self, model: &Path, test: &adcorda::data::Dataset, say: &impl Fn(&str, String)) -> Result<Option<bool>> {
+    fn parity(
+        &self,
+        model: &Path,
+        test: &adcorda::data::Dataset,
+        say: &impl Fn(&str, String) -> Result<()>,
+    ) -> Result<Option<bool>> {
         let board = Board::from_name("mps2-an386")?;
         match qemu::run(model, &test.clone().take(QEMU_IMAGES), board) {
             Ok(report) => {
@@ -150,11 +154,11 @@ impl Demo {
                     "{QEMU_IMAGES} images on a Cortex-M4: every byte of every layer equal; {} instructions an inference",
                     report.instructions
                 );
-                say("parity", what);
+                say("parity", what)?;
                 Ok(Some(true))
             }
             Err(error) if error.kind() == ErrorKind::Toolchain => {
-                say("parity", format!("not checked: {error}"));
+                say("parity", format!("not checked: {error}"))?;
                 Ok(None)
             }
             Err(error) => Err(error),

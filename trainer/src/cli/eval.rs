@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use adcorda::Result;
 use adcorda::data::{Dataset, SetSpec, Split};
 use adcorda::eval::{agreement, evaluate_model_with, load_model_file};
+use adcorda::file::read;
 use adcorda::nn::Frozen;
 use adcorda::train::progress_bar;
 use clap::Args;
@@ -57,12 +58,14 @@ impl Eval {
                 other.display()
             );
         }
-        print(self.json, &value, &text);
-        Ok(())
+        print(self.json, &value, &text)
     }
 
     fn predict(&self, model: &Path, dataset: &Dataset) -> Result<Vec<u16>> {
-        if model.extension().is_some_and(|extension| extension == "adq") {
+        // By content too, for a model file under another name.
+        if model.extension().is_some_and(|extension| extension == "adq")
+            || model.is_file() && read(model)?.starts_with(&adcorda_formats::MAGIC)
+        {
             let bar = progress_bar(dataset.len(), "eval");
             let evaluation = evaluate_model_with(&load_model_file(model)?, dataset, |done| bar.set_position(done as u64))?;
             bar.finish_and_clear();

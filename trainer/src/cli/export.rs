@@ -37,7 +37,6 @@ impl Export {
                 "{}: {bytes} bytes of flash, {arena_bytes} bytes of arena",
                 self.output.display()
             ),
-        );
-        Ok(())
+        )
     }
 }

@@ -60,7 +60,6 @@ impl Import {
                 self.network,
                 self.output.display()
             ),
-        );
-        Ok(())
+        )
     }
 }

@@ -7,7 +7,6 @@ use adcorda::board::Board;
 use adcorda::eval::load_model_file;
 use adcorda::inspect::inspect;
 use clap::Args;
-use serde_json::json;
 
 use super::{print, to_json};
 
@@ -33,22 +32,6 @@ impl Inspect {
         if let Some(board) = board {
             board.fits(inspection.flash_bytes, inspection.arena_bytes)?;
         }
-        let room: Vec<Board> = Board::ALL
-            .into_iter()
-            .filter(|board| board.fits(inspection.flash_bytes, inspection.arena_bytes).is_ok())
-            .collect();
-        let names: Vec<&str> = room.iter().map(|board| board.name()).collect();
-        let mut value = to_json(&inspection)?;
-        value["boards"] = json!(names);
-        let text = format!(
-            "{inspection}\nboards with room for file and arena (program and stack come on top; data sheets, run on QEMU's only):\n  {}",
-            if names.is_empty() {
-                "none".to_owned()
-            } else {
-                names.join(", ")
-            }
-        );
-        print(self.json, &value, &text);
-        Ok(())
+        print(self.json, &to_json(&inspection)?, &inspection.to_string())
     }
 }

@@ -11,6 +11,7 @@ mod refine;
 mod run;
 mod train;
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -153,11 +154,15 @@ impl TrainingArgs {
 }
 
 /// Prints one JSON object or the text, on standard output.
-fn print(json: bool, value: &serde_json::Value, text: &str) {
-    if json {
-        println!("{value}");
-    } else {
-        println!("{}", text.trim_end());
+fn print(json: bool, value: &serde_json::Value, text: &str) -> Result<()> {
+    if json { say(&value.to_string()) } else { say(text) }
+}
+
+/// Prints lines on standard output. A reader that has gone away, such as `head`, wants no more of them: that is no error.
+fn say(text: &str) -> Result<()> {
+    match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
+        Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("write to", "standard output", cause)),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -192,6 +197,9 @@ fn checkpoint_path(path: &Path) -> Result<PathBuf> {
 
 /// Loads a split; `limit` keeps the first records.
 fn load_data(set: &SetSpec, split: Split, limit: Option<usize>) -> Result<Dataset> {
+    if limit == Some(0) {
+        return Err(Error::new(ErrorKind::Usage, format!("no images of {set} are asked for")).remedy("ask for at least one"));
+    }
     let dataset = set.load(split)?;
     Ok(match limit {
         Some(limit) => dataset.take(limit),
@@ -208,6 +216,17 @@ fn top1(checkpoint: &Checkpoint, dataset: &Dataset, device: &Device) -> Result<f
         device,
     )?;
     frozen.accuracy(dataset)
+}
+
+/// Writes what a checkpoint reached on the test images into its file, where export takes it from.
+fn note_top1(path: &Path, top1: f32) -> Result<()> {
+    let path = checkpoint_path(path)?;
+    let mut checkpoint = Checkpoint::load(&path)?;
+    if checkpoint.provenance.top1 == Some(top1) {
+        return Ok(());
+    }
+    checkpoint.provenance.top1 = Some(top1);
+    checkpoint.save(path)
 }
 
 /// `cifar10` of `cifar10:DIR`.

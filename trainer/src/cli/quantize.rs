@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use adcorda::data::{SetSpec, Split};
+use adcorda::file::check_writable;
 use adcorda::quantize::activations::Calibration;
 use adcorda::quantize::{QuantizeOptions, Width, ptq};
 use adcorda::{Error, ErrorKind, Result};
 use clap::Args;
 use serde_json::{Map, json};
 
-use super::{DeviceArgs, load_checkpoint, load_data, print, top1};
+use super::{DeviceArgs, load_checkpoint, load_data, print, set_name, top1};
 
 /// Quantize a float checkpoint (PTQ).
 #[derive(Args)]
@@ -53,6 +54,7 @@ impl Quantize {
     pub fn run(self) -> Result<()> {
         let device = self.device.open()?;
         let float = load_checkpoint(&self.checkpoint)?;
+        check_writable(&self.output)?;
         let train = load_data(&self.data, Split::Train, None)?;
         let options = QuantizeOptions {
             overrides: self.layers,
@@ -63,6 +65,9 @@ impl Quantize {
         };
         let mut quantized = ptq(&float, &train, &options, &device)?;
         quantized.labels.clone_from(&train.classes);
+        if quantized.provenance.data.is_empty() {
+            quantized.provenance.data = set_name(&self.data);
+        }
         let test = load_data(&self.data, Split::Test, None)?;
         let top1 = top1(&quantized, &test, &device)?;
         quantized.provenance.top1 = Some(top1);
@@ -86,8 +91,7 @@ impl Quantize {
                 self.data,
                 self.output.display()
             ),
-        );
-        Ok(())
+        )
     }
 }
 

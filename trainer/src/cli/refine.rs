@@ -10,7 +10,7 @@ use adcorda::run_folder::RunFolder;
 use clap::Args;
 use serde_json::json;
 
-use super::{DeviceArgs, TrainingArgs, load_checkpoint, load_data, print, to_json, top1};
+use super::{DeviceArgs, TrainingArgs, load_checkpoint, load_data, note_top1, print, to_json, top1};
 
 /// Refine a quantized checkpoint with AdCorDA, beside plain QAT of the same budget.
 #[derive(Args)]
@@ -82,17 +82,21 @@ impl Refine {
             "verb": "refine", "start": self.checkpoint, "data": self.data.to_string(), "limit": self.training.limit,
             "options": options,
         });
+        options.check(&start, &images)?;
         let run = RunFolder::open(&self.output, &config)?;
         let report = refine(&start, &images, &options, &run, &device)?;
 
         let test = self.data.load(Split::Test)?;
         let measure = |checkpoint: &Checkpoint| top1(checkpoint, &test, &device);
         let before_top1 = measure(&start)?;
-        let refined_top1 = measure(&load_checkpoint(&self.output.join(ADCORDA))?)?;
-        let control_top1 = match report.control {
-            Some(_) => Some(measure(&load_checkpoint(&self.output.join(CONTROL))?)?),
-            None => None,
+        let measure_arm = |name| {
+            let folder = self.output.join(name);
+            let top1 = measure(&load_checkpoint(&folder)?)?;
+            note_top1(&folder, top1)?;
+            Ok(top1)
         };
+        let refined_top1 = measure_arm(ADCORDA)?;
+        let control_top1 = report.control.as_ref().map(|_| measure_arm(CONTROL)).transpose()?;
         let mut text = format!(
             "before   {before_top1:.2} % top-1 on {} images of {}\nadcorda  {refined_top1:.2} %   ({} of {} misclassified \
              training images corrected; {:.0} passes)",
@@ -115,7 +119,6 @@ impl Refine {
                 "corrected": report.correction.corrected, "images": test.len(), "validation": to_json(&report)?,
             }),
             &text,
-        );
-        Ok(())
+        )
     }
 }

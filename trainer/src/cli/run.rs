@@ -38,7 +38,6 @@ impl Run {
         let board = Board::from_name(&self.board)?;
         let dataset = load_data(&self.data, Split::Test, Some(self.images))?;
         let report = qemu::run(&self.model, &dataset, board)?;
-        print(self.json, &to_json(&report)?, &report.to_string());
-        Ok(())
+        print(self.json, &to_json(&report)?, &report.to_string())
     }
 }

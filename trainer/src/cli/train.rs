@@ -7,11 +7,11 @@ use adcorda::data::{SetSpec, Split};
 use adcorda::run_folder::RunFolder;
 use adcorda::state_dict::StateDict;
 use adcorda::train::train;
-use adcorda::{Result, zoo};
+use adcorda::{Error, ErrorKind, Result, zoo};
 use clap::Args;
 use serde_json::json;
 
-use super::{DeviceArgs, TrainingArgs, load_checkpoint, load_data, print, top1};
+use super::{DeviceArgs, TrainingArgs, load_checkpoint, load_data, note_top1, print, top1};
 
 /// Train a float network from scratch, or continue a checkpoint: a quantized one by plain QAT.
 #[derive(Args)]
@@ -21,7 +21,7 @@ adcorda train w2.ckpt --data cifar10:data --epochs 2 --learning-rate 1e-3 -o run
 Give the same command again to resume after a kill. The best epoch by validation is kept, the start included."
 )]
 pub struct Train {
-    /// A network's name (float, from scratch) or a checkpoint or run folder to continue
+    /// A network to train from scratch (resnet8, resnet20 or tiny), or a checkpoint or run folder to continue
     start: String,
     #[command(flatten)]
     training: TrainingArgs,
@@ -43,21 +43,28 @@ impl Train {
         let device = self.device.open()?;
         let options = self.training.options();
         let images = load_data(&self.data, Split::Train, self.training.limit)?;
-        let start = if Path::new(&self.start).exists() {
-            load_checkpoint(Path::new(&self.start))?
-        } else {
+        let path = Path::new(&self.start);
+        let start = if zoo::NAMES.contains(&self.start.as_str()) {
             from_scratch(&self.start, &self.data, &images.classes, options.seed)?
+        } else if path.exists() {
+            load_checkpoint(path)?
+        } else {
+            let what = format!("`{}` is neither a network nor a checkpoint that exists", self.start);
+            return Err(Error::new(ErrorKind::Usage, what)
+                .remedy(format!("name a checkpoint, a run folder or one of {}", zoo::NAMES.join(", "))));
         };
         let config = json!({
             "verb": "train", "start": self.start, "data": self.data.to_string(), "limit": self.training.limit,
             "options": options,
         });
+        options.check(&start.network, &images)?;
         let run = RunFolder::open(&self.output, &config)?;
         let report = train(&start, &images, &options, &run, &device)?;
 
         let test = self.data.load(Split::Test)?;
         let best = load_checkpoint(&self.output)?;
         let top1 = top1(&best, &test, &device)?;
+        note_top1(&self.output, top1)?;
         print(
             self.json,
             &json!({
@@ -72,8 +79,7 @@ impl Train {
                 report.top1,
                 self.output.display()
             ),
-        );
-        Ok(())
+        )
     }
 }
 

@@ -23,12 +23,8 @@ pub enum Purpose {
     LabelNoise = 5,
     /// Which images the activations are calibrated on.
     Calibration = 6,
-    /// Starting points and directions of attacks.
-    Attack = 7,
     /// Images of the synthetic set.
     Synthetic = 8,
-    /// Trials of the bit-budget search.
-    Search = 9,
 }
 
 /// An independent random stream: ChaCha8 with seed, purpose and epoch as its key, the same on every platform.

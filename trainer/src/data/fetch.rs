@@ -125,7 +125,8 @@ impl Archive {
         if let Some(folder) = self.present_in(dir)? {
             return Ok(Fetched::AlreadyThere { folder });
         }
-        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        fs::create_dir_all(dir)
+            .map_err(|e| Error::io("create", dir, e).remedy("name a folder that can be written, with --dir"))?;
         let path = dir.join(format!("{}.part", self.name()));
         let mut part = File::options()
             .read(true)
@@ -177,7 +178,7 @@ impl Archive {
                             wrong = Some(format!("{} has {} bytes, not {expected}", path.display(), metadata.len()));
                         }
                     }
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    Err(e) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&e.kind()) => {
                         wrong = Some(format!("{} is missing", path.display()));
                     }
                     Err(e) => return Err(Error::io("examine", &path, e)),
