@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What CI runs, verb by verb. People run the same.
 #
-#   ./ci.sh test         everything: setup fmt clippy doc host qemu ndarray cuda-check demo
+#   ./ci.sh test         everything below
 #   ./ci.sh setup        bare-metal targets; QEMU through the system's package manager where it may
 #   ./ci.sh fmt          rustfmt, check only
 #   ./ci.sh clippy       clippy without warnings: workspace and firmware

@@ -14,7 +14,7 @@ widths=("$@")
 ((${#widths[@]})) || widths=(w8 w4 w2 w1)
 seed=${SEED:-1} limit=${LIMIT:-10000} epochs=${EPOCHS:-2}
 adcorda=${ADCORDA:-target/release/adcorda}
-[[ -x $adcorda ]] || cargo build --release
+[[ -n ${ADCORDA-} ]] || cargo build --release # never a binary of other sources
 mkdir -p "$out"
 printf '{"commit":"%s","seed":%s,"training_images":%s,"epochs":%s,"device":"flex","machine":"%s, %s cores"}\n' \
   "$(git rev-parse HEAD)" "$seed" "$limit" "$epochs" "$(uname -m)" "$(nproc)" >"$out/setup.json"
