@@ -6,45 +6,48 @@
 use crate::MAX_TENSORS;
 use crate::error::{LayerError, ParseError, Region, TensorError};
 use crate::graph::{Element, Op, Requantize, Tensor, Weights, Width, Window};
-use crate::model::Model;
+use crate::model::{I32Array, Parts};
 
 /// Everything about a model that its decoding does not show already.
-pub(crate) fn check(model: &Model) -> Result<(), ParseError> {
-    let head = model.head();
+///
+/// Neither inlined nor are its parts: so their frames, of hundreds of bytes on a device, do not add up.
+#[inline(never)]
+pub(crate) fn check(parts: &Parts) -> Result<(), ParseError> {
+    let head = &parts.head;
     if head.provenance.top1 > 10_000 && head.provenance.top1 != u16::MAX {
         return Err(ParseError::Top1 {
             found: head.provenance.top1,
         });
     }
-    let layers = model.layers().len();
+    let layers = parts.layers.len();
     if layers == 0 {
         return Err(ParseError::NoLayers);
     }
-    if model.tensors().len() != layers + 1 {
+    if parts.tensors.len() != layers + 1 {
         return Err(ParseError::TensorCount {
-            tensors: model.tensors().len(),
+            tensors: parts.tensors.len(),
             layers,
         });
     }
-    for (i, tensor) in model.tensors().iter().enumerate() {
-        check_tensor(tensor, i == layers, head.plan.arena_bytes)
+    for (i, tensor) in parts.tensors.iter().enumerate() {
+        check_tensor(&tensor, i == layers, head.plan.arena_bytes)
             .map_err(|cause| ParseError::Tensor { tensor: i as u8, cause })?;
     }
-    let classes = model.output().channels;
-    if model.labels().len() != usize::from(classes) {
+    let classes = parts.tensors.get(layers).channels;
+    if parts.labels.len() != usize::from(classes) {
         return Err(ParseError::LabelCount {
-            labels: model.labels().len(),
+            labels: parts.labels.len(),
             classes,
         });
     }
 
-    let section = model.weights_section().len();
-    let mut used = u64::from(head.input_table) + u64::from(model.input().channels) * 256;
+    let section = parts.weights.len();
+    let mut used = u64::from(head.input_table) + u64::from(parts.tensors.get(0).channels) * 256;
     if used > section as u64 {
         return Err(ParseError::InputTable { end: used, section });
     }
-    for (i, layer) in model.layers().enumerate() {
-        let end = LayerCheck { model, layer: i }
+    for (i, layer) in parts.layers.clone().enumerate() {
+        let end = LayerCheck { parts, layer: i }
             .check(&layer.op)
             .map_err(|cause| ParseError::Layer { layer: i as u8, cause })?;
         used = used.max(end);
@@ -52,7 +55,7 @@ pub(crate) fn check(model: &Model) -> Result<(), ParseError> {
     if used < section as u64 {
         return Err(ParseError::UnusedWeights { used, section });
     }
-    check_arena(model)
+    check_arena(parts)
 }
 
 fn check_tensor(tensor: &Tensor, last: bool, arena_bytes: u32) -> Result<(), TensorError> {
@@ -87,14 +90,15 @@ fn check_tensor(tensor: &Tensor, last: bool, arena_bytes: u32) -> Result<(), Ten
 
 /// One layer's checks. Its tensors are in the arena already, so their sizes fit `usize`.
 struct LayerCheck<'m> {
-    model: &'m Model<'m>,
+    parts: &'m Parts<'m>,
     layer: usize,
 }
 
-impl LayerCheck<'_> {
+impl<'m> LayerCheck<'m> {
     /// Checks the layer; gives the end of what it uses of the weights section.
+    #[inline(never)]
     fn check(&self, op: &Op) -> Result<u64, LayerError> {
-        let tensors = self.model.tensors();
+        let tensors = &self.parts.tensors;
         for input in op.inputs() {
             if usize::from(input) > self.layer {
                 return Err(LayerError::Input { input });
@@ -123,8 +127,8 @@ impl LayerCheck<'_> {
             | Op::AvgPool { .. }
             | Op::Subsample { .. } => {}
         }
-        let output = &tensors[self.layer + 1];
-        let tensor = |id: u8| &tensors[usize::from(id)];
+        let output = &tensors.get(self.layer + 1);
+        let tensor = |id: u8| tensors.get(usize::from(id));
         match *op {
             Op::Conv2d {
                 input,
@@ -132,8 +136,9 @@ impl LayerCheck<'_> {
                 weights,
                 requantize,
             } => {
-                check_window(&window, tensor(input), output, output.channels)?;
-                self.check_weights(op, tensor(input), &weights, Some(&requantize))
+                let input = &tensor(input);
+                check_window(&window, input, output, output.channels)?;
+                self.check_weights(op, input, output, &weights, Some(&requantize))
             }
             Op::DepthwiseConv2d {
                 input,
@@ -141,8 +146,9 @@ impl LayerCheck<'_> {
                 weights,
                 requantize,
             } => {
-                check_window(&window, tensor(input), output, tensor(input).channels)?;
-                self.check_weights(op, tensor(input), &weights, Some(&requantize))
+                let input = &tensor(input);
+                check_window(&window, input, output, input.channels)?;
+                self.check_weights(op, input, output, &weights, Some(&requantize))
             }
             Op::Linear {
                 input,
@@ -150,11 +156,11 @@ impl LayerCheck<'_> {
                 requantize,
             } => {
                 check_shape(output, [1, 1, u32::from(output.channels)])?;
-                self.check_weights(op, tensor(input), &weights, Some(&requantize))
+                self.check_weights(op, &tensor(input), output, &weights, Some(&requantize))
             }
             Op::Logits { input, weights } => {
                 check_shape(output, [1, 1, u32::from(output.channels)])?;
-                self.check_weights(op, tensor(input), &weights, None)
+                self.check_weights(op, &tensor(input), output, &weights, None)
             }
             Op::Add {
                 a,
@@ -165,7 +171,7 @@ impl LayerCheck<'_> {
                 min,
                 max,
             } => {
-                let (a, b) = (shape(tensor(a)), shape(tensor(b)));
+                let (a, b) = (shape(&tensor(a)), shape(&tensor(b)));
                 if a != b {
                     return Err(LayerError::InputShapes { a, b });
                 }
@@ -182,8 +188,9 @@ impl LayerCheck<'_> {
                 Ok(0)
             }
             Op::MaxPool { input, window } => {
-                check_window(&window, tensor(input), output, tensor(input).channels)?;
-                check_codes(tensor(input), output)?;
+                let input = &tensor(input);
+                check_window(&window, input, output, input.channels)?;
+                check_codes(input, output)?;
                 Ok(0)
             }
             Op::AvgPool {
@@ -192,7 +199,8 @@ impl LayerCheck<'_> {
                 multiplier,
                 shift,
             } => {
-                check_window(&window, tensor(input), output, tensor(input).channels)?;
+                let input = &tensor(input);
+                check_window(&window, input, output, input.channels)?;
                 // The sum of 255 x 255 differences of at most 255 is below 2^24: no bound to check.
                 if multiplier < 1 << 30 {
                     return Err(LayerError::Multiplier {
@@ -212,7 +220,7 @@ impl LayerCheck<'_> {
                 if stride == 0 {
                     return Err(LayerError::StrideZero);
                 }
-                let input = tensor(input);
+                let input = &tensor(input);
                 check_shape(
                     output,
                     [
@@ -227,14 +235,15 @@ impl LayerCheck<'_> {
         }
     }
 
+    #[inline(never)]
     fn check_weights(
         &self,
         op: &Op,
         input: &Tensor,
+        output: &Tensor,
         weights: &Weights,
         requantize: Option<&Requantize>,
     ) -> Result<u64, LayerError> {
-        let output = &self.model.tensors()[self.layer + 1];
         let Some((rows, k)) = op.rows_and_k(input, output) else {
             return Ok(0);
         };
@@ -246,7 +255,7 @@ impl LayerCheck<'_> {
                 bound: largest_sum,
             });
         }
-        let scratch_bytes = self.model.plan().scratch_bytes;
+        let scratch_bytes = self.parts.head.plan.scratch_bytes;
         if k as u64 > u64::from(scratch_bytes) {
             return Err(LayerError::Scratch {
                 needed: k,
@@ -255,13 +264,14 @@ impl LayerCheck<'_> {
         }
 
         let row_bytes = weights.width.row_bytes(k);
-        let mut used = self.check_region(Region::Weights, weights.offset, rows as u64 * row_bytes as u64)?;
-        for (row, bytes) in self.model.rows(weights, rows, k).chunks_exact(row_bytes).enumerate() {
+        let (packed, mut used) = self.check_region(Region::Weights, weights.offset, rows as u64 * row_bytes as u64)?;
+        for (row, bytes) in packed.chunks_exact(row_bytes).enumerate() {
             check_row(bytes, weights.width, k, row as u16)?;
         }
 
-        used = used.max(self.check_region(Region::Bias, weights.bias, rows as u64 * 4)?);
-        for (channel, bias) in self.model.bias(weights, rows).iter().enumerate() {
+        let (bias, end) = self.check_region(Region::Bias, weights.bias, rows as u64 * 4)?;
+        used = used.max(end);
+        for (channel, bias) in I32Array::new(bias).iter().enumerate() {
             let bound = largest_sum + u64::from(bias.unsigned_abs());
             if bound > i32::MAX as u64 {
                 return Err(LayerError::Accumulator {
@@ -274,8 +284,9 @@ impl LayerCheck<'_> {
         let Some(requantize) = requantize else {
             return Ok(used);
         };
-        used = used.max(self.check_region(Region::Multiplier, requantize.multiplier, rows as u64 * 4)?);
-        for (channel, found) in self.model.multiplier(requantize, rows).iter().enumerate() {
+        let (multiplier, end) = self.check_region(Region::Multiplier, requantize.multiplier, rows as u64 * 4)?;
+        used = used.max(end);
+        for (channel, found) in I32Array::new(multiplier).iter().enumerate() {
             if found != 0 && !(1 << 30..=i32::MAX as u32).contains(&found.unsigned_abs()) {
                 return Err(LayerError::Multiplier {
                     channel: channel as u16,
@@ -283,24 +294,26 @@ impl LayerCheck<'_> {
                 });
             }
         }
-        used = used.max(self.check_region(Region::Shift, requantize.shift, rows as u64)?);
-        for (channel, &found) in self.model.shift(requantize, rows).iter().enumerate() {
+        let (shift, end) = self.check_region(Region::Shift, requantize.shift, rows as u64)?;
+        used = used.max(end);
+        for (channel, &found) in shift.iter().enumerate() {
             check_shift(channel as u16, found)?;
         }
         check_clamp(requantize.min, requantize.max)?;
         Ok(used)
     }
 
-    fn check_region(&self, region: Region, offset: u32, bytes: u64) -> Result<u64, LayerError> {
+    /// The bytes of a region and where it ends.
+    fn check_region(&self, region: Region, offset: u32, bytes: u64) -> Result<(&'m [u8], u64), LayerError> {
         if !(offset as usize).is_multiple_of(region.alignment()) {
             return Err(LayerError::Alignment { region, offset });
         }
-        let section = self.model.weights_section().len();
+        let section = self.parts.weights.len();
         let end = u64::from(offset) + bytes;
         if end > section as u64 {
             return Err(LayerError::Range { region, end, section });
         }
-        Ok(end)
+        Ok((&self.parts.weights[offset as usize..end as usize], end))
     }
 }
 
@@ -392,8 +405,9 @@ fn check_row(bytes: &[u8], width: Width, k: usize, row: u16) -> Result<(), Layer
 /// Tensors in use at the same time share no byte, and none shares one with the scratch range.
 ///
 /// Tensor `t` is in use from layer `t - 1`, which writes it, to the last layer that reads it; the input from the start.
-fn check_arena(model: &Model) -> Result<(), ParseError> {
-    let plan = model.plan();
+#[inline(never)]
+fn check_arena(parts: &Parts) -> Result<(), ParseError> {
+    let plan = parts.head.plan;
     let scratch_end = u64::from(plan.scratch_offset) + u64::from(plan.scratch_bytes);
     if scratch_end > u64::from(plan.arena_bytes) {
         return Err(ParseError::ScratchRange {
@@ -401,7 +415,7 @@ fn check_arena(model: &Model) -> Result<(), ParseError> {
             arena_bytes: plan.arena_bytes,
         });
     }
-    let tensors = model.tensors();
+    let tensors = &parts.tensors;
     let error = |tensor: usize, cause| {
         Err(ParseError::Tensor {
             tensor: tensor as u8,
@@ -410,25 +424,27 @@ fn check_arena(model: &Model) -> Result<(), ParseError> {
     };
     if let Some(i) = tensors
         .iter()
-        .position(|tensor| overlap(range(tensor), (plan.scratch_offset.into(), scratch_end)))
+        .position(|tensor| overlap(range(&tensor), (plan.scratch_offset.into(), scratch_end)))
     {
         return error(i, TensorError::OverlapsScratch);
     }
     let mut last_reader = [None; MAX_TENSORS];
-    for (i, layer) in model.layers().enumerate() {
+    for (i, layer) in parts.layers.clone().enumerate() {
         for input in layer.op.inputs() {
-            last_reader[usize::from(input)] = Some(i);
+            last_reader[usize::from(input)] = Some(i as u8);
         }
     }
     if let Some(i) = last_reader[..tensors.len() - 1].iter().position(Option::is_none) {
         return error(i, TensorError::Unused);
     }
-    for (i, layer) in model.layers().enumerate() {
-        let written = range(&tensors[i + 1]);
-        for (t, tensor) in tensors[..=i].iter().enumerate() {
-            let in_use = last_reader[t] >= Some(i);
-            let in_place = matches!(layer.op, Op::Add { .. }) && last_reader[t] == Some(i) && range(tensor) == written;
-            if in_use && !in_place && overlap(range(tensor), written) {
+    for (i, layer) in parts.layers.clone().enumerate() {
+        let written = range(&tensors.get(i + 1));
+        let now = Some(i as u8);
+        for (t, tensor) in tensors.iter().take(i + 1).enumerate() {
+            let range = range(&tensor);
+            let in_use = last_reader[t] >= now;
+            let in_place = matches!(layer.op, Op::Add { .. }) && last_reader[t] == now && range == written;
+            if in_use && !in_place && overlap(range, written) {
                 return error(i + 1, TensorError::Overlap { other: t as u8 });
             }
         }

@@ -16,6 +16,9 @@ use crate::{ALIGNMENT, HEADER_BYTES, MAGIC, MAX_CLASSES, MAX_LAYERS, MAX_TENSORS
 /// Borrows the file; 2 KiB of decoded tensors are its own. Layers and labels are decoded again at each walk over them, which
 /// costs a few hundred cycles a layer and no memory.
 ///
+/// Each move may be another copy of 2 KiB on the stack. Where that counts, match on a reference to the result of
+/// [`Model::parse`], which itself takes about 1.5 KiB on a Cortex-M and has given them back when the model runs.
+///
 /// Methods that take [`Weights`] or [`Requantize`] want those of this model's own layers, with the rows and `k` of
 /// [`Op::rows_and_k`](crate::Op::rows_and_k); with others they may panic.
 #[derive(Clone)]
@@ -37,55 +40,20 @@ impl<'a> Model<'a> {
     ///
     /// # Errors
     /// The first thing found wrong, as numbers: see [`ParseError`].
+    #[inline(never)]
     pub fn parse(file: &'a [u8]) -> Result<Self, ParseError> {
-        let (graph, weights) = sections(file)?;
-        let mut cursor = Cursor { rest: graph };
-
-        let head: Head = cursor.take(Part::Head)?;
-        for text in [head.name, head.provenance.data, head.provenance.method] {
-            check_text(text, Part::Head)?;
-        }
-
-        let mut tensors = [EMPTY; MAX_TENSORS];
-        let tensor_count = cursor.count(Part::Tensors, MAX_TENSORS)?;
-        for (i, tensor) in tensors.iter_mut().take(tensor_count).enumerate() {
-            *tensor = cursor.take(Part::Tensor(i as u8))?;
-        }
-
-        let layer_count = cursor.count(Part::Layers, MAX_LAYERS)?;
-        let layers = Layers {
-            rest: cursor.rest,
-            left: layer_count,
-        };
-        for i in 0..layer_count {
-            let layer: Layer = cursor.take(Part::Layer(i as u8))?;
-            check_text(layer.name, Part::Layer(i as u8))?;
-        }
-
-        let label_count = cursor.count(Part::Labels, MAX_CLASSES)?;
-        let labels = Labels {
-            rest: cursor.rest,
-            left: label_count,
-        };
-        for i in 0..label_count {
-            check_text(cursor.take(Part::Label(i as u16))?, Part::Label(i as u16))?;
-        }
-
-        if !cursor.rest.is_empty() {
-            return Err(ParseError::GraphTrailingBytes {
-                found: cursor.rest.len(),
-            });
-        }
-        let model = Model {
-            head,
-            tensors,
-            tensor_count,
-            layers,
-            labels,
-            weights,
-        };
-        check::check(&model)?;
-        Ok(model)
+        // A device's stack is small. So the checks make do without the decoded table of tensors, which is most of a model, and
+        // the table is written once, into the caller's result.
+        let parts = Parts::decode(file)?;
+        check::check(&parts)?;
+        Ok(Model {
+            tensors: parts.tensors.table(),
+            head: parts.head,
+            tensor_count: parts.tensors.len(),
+            layers: parts.layers,
+            labels: parts.labels,
+            weights: parts.weights,
+        })
     }
 
     /// Name of the model, e.g. `resnet8`.
@@ -180,14 +148,13 @@ impl<'a> Model<'a> {
         self.slice(requantize.shift, rows)
     }
 
+    #[cfg(feature = "alloc")]
     pub(crate) fn head(&self) -> &Head<'a> {
         &self.head
     }
 
     fn i32s(&self, offset: u32, len: usize) -> I32Array<'a> {
-        I32Array {
-            words: self.slice(offset, len * 4).as_chunks().0,
-        }
+        I32Array::new(self.slice(offset, len * 4))
     }
 
     fn slice(&self, offset: u32, bytes: usize) -> &'a [u8] {
@@ -257,6 +224,13 @@ pub struct I32Array<'a> {
 }
 
 impl<'a> I32Array<'a> {
+    /// Of whole words.
+    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
+        I32Array {
+            words: bytes.as_chunks().0,
+        }
+    }
+
     /// Number of elements.
     pub const fn len(&self) -> usize {
         self.words.len()
@@ -289,6 +263,109 @@ pub(crate) fn checksum(file: &[u8]) -> u32 {
     digest.update(&file[..HEADER_BYTES - 4]);
     digest.update(&file[HEADER_BYTES..]);
     digest.finalize()
+}
+
+/// A file whose header is right and whose graph can be decoded: what the other checks look at.
+pub(crate) struct Parts<'a> {
+    pub(crate) head: Head<'a>,
+    pub(crate) tensors: Tensors<'a>,
+    pub(crate) layers: Layers<'a>,
+    pub(crate) labels: Labels<'a>,
+    pub(crate) weights: &'a [u8],
+}
+
+impl<'a> Parts<'a> {
+    #[inline(never)]
+    fn decode(file: &'a [u8]) -> Result<Self, ParseError> {
+        let (graph, weights) = sections(file)?;
+        let mut cursor = Cursor { rest: graph };
+
+        let head: Head = cursor.take(Part::Head)?;
+        for text in [head.name, head.provenance.data, head.provenance.method] {
+            check_text(text, Part::Head)?;
+        }
+
+        let tensor_count = cursor.count(Part::Tensors, MAX_TENSORS)?;
+        let mut tensors = Tensors {
+            bytes: cursor.rest,
+            starts: [0; MAX_TENSORS],
+            count: tensor_count,
+        };
+        for (i, start) in tensors.starts[..tensor_count].iter_mut().enumerate() {
+            *start = (tensors.bytes.len() - cursor.rest.len()) as u16;
+            cursor.take::<Tensor>(Part::Tensor(i as u8))?;
+        }
+
+        let layer_count = cursor.count(Part::Layers, MAX_LAYERS)?;
+        let layers = Layers {
+            rest: cursor.rest,
+            left: layer_count,
+        };
+        for i in 0..layer_count {
+            let layer: Layer = cursor.take(Part::Layer(i as u8))?;
+            check_text(layer.name, Part::Layer(i as u8))?;
+        }
+
+        let label_count = cursor.count(Part::Labels, MAX_CLASSES)?;
+        let labels = Labels {
+            rest: cursor.rest,
+            left: label_count,
+        };
+        for i in 0..label_count {
+            check_text(cursor.take(Part::Label(i as u16))?, Part::Label(i as u16))?;
+        }
+
+        if !cursor.rest.is_empty() {
+            return Err(ParseError::GraphTrailingBytes {
+                found: cursor.rest.len(),
+            });
+        }
+        Ok(Parts {
+            head,
+            tensors,
+            layers,
+            labels,
+            weights,
+        })
+    }
+}
+
+/// The encoded tensors, found at once: an eighth of the memory of their decoded table.
+pub(crate) struct Tensors<'a> {
+    bytes: &'a [u8],
+    /// First byte of each; an encoded tensor has 25 bytes at most.
+    starts: [u16; MAX_TENSORS],
+    count: usize,
+}
+
+impl Tensors<'_> {
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Tensor `i`, which `Parts::decode` has decoded before.
+    #[inline(never)]
+    pub(crate) fn get(&self, i: usize) -> Tensor {
+        let encoded = &self.bytes[usize::from(self.starts[i])..];
+        postcard::take_from_bytes(encoded).map_or(EMPTY, |(tensor, _)| tensor)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Tensor> {
+        (0..self.count).map(|i| self.get(i))
+    }
+
+    /// All of them, decoded.
+    // The loop is such that the compiler writes to the caller's memory; `from_fn` would build a copy first.
+    #[inline(never)]
+    fn table(&self) -> [Tensor; MAX_TENSORS] {
+        let mut table = [EMPTY; MAX_TENSORS];
+        let mut i = 0;
+        while i < self.count {
+            table[i] = self.get(i);
+            i += 1;
+        }
+        table
+    }
 }
 
 /// What precedes the sequences in the encoded graph.

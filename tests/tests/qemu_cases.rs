@@ -103,8 +103,9 @@ fn a_report_adds_up() {
         assert!(layer.instructions > 0, "{layer:?}");
     }
     assert_eq!(report.arena_bytes, model.arena_bytes());
+    // About 4 KiB, of which half is the one copy of the decoded model: further copies of it are what this finds.
     assert!(
-        (64..64 * 1024).contains(&report.stack_bytes),
+        (64..8 * 1024).contains(&report.stack_bytes),
         "{} bytes of stack",
         report.stack_bytes
     );

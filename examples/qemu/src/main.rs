@@ -158,9 +158,14 @@ fn run_job(
 /// All that a product does with a model, and all that the stack is measured over.
 #[inline(never)]
 fn infer(file: &[u8], arena: &mut [u8], pixels: &[u8], recorder: &mut Recorder) -> Result<usize, Refused> {
-    let model = Model::parse(file).map_err(Refused::Model)?;
-    let mut session = Session::new(&model, arena).map_err(Refused::Arena)?;
-    let image = Image::new(&model, pixels).map_err(Refused::Image)?;
+    // Not moved out of the result: a model is 2 KiB of stack.
+    let parsed = Model::parse(file);
+    let model = match &parsed {
+        Ok(model) => model,
+        Err(cause) => return Err(Refused::Model(*cause)),
+    };
+    let mut session = Session::new(model, arena).map_err(Refused::Arena)?;
+    let image = Image::new(model, pixels).map_err(Refused::Image)?;
     recorder.restart();
     let logits = session.run(image, recorder);
     recorder.logits(logits);

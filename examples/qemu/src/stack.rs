@@ -25,7 +25,8 @@ pub fn paint(top: u32) {
     }
 }
 
-/// Bytes of stack below `top` that were written since [`paint`] (at least the 64 that it spares), or `None` where the stack ran into the statics.
+/// Bytes of stack below `top` that were written since [`paint`] (at least the 64 that it spares), or `None` where the stack
+/// ran into the statics.
 #[inline(never)]
 pub fn used(top: u32) -> Option<u32> {
     let first = &raw const _stack_end;
