@@ -1,6 +1,9 @@
 //! Version 1 is frozen: these bytes must be written, and must be read, for ever.
 
-use adcorda_formats::{Element, Graph, Layer, Model, Op, Plan, Provenance, Scale, Section, Tensor, VERSION, Weights, Width};
+use adcorda_formats::{
+    Element, Graph, Layer, MAX_CLASSES, MAX_LAYERS, MAX_TENSORS, MAX_TEXT_BYTES, Model, Op, Plan, Provenance, Scale, Section,
+    Tensor, VERSION, Weights, Width,
+};
 
 use crate::tiny::{crc32, fix_crc, tiny};
 
@@ -113,6 +116,71 @@ fn numbers_may_be_encoded_longer_than_needed() {
     fix_crc(&mut longer);
     let model = Model::parse(&longer).unwrap();
     assert_eq!((Graph::from(&model), model.weights_section()), (graph, &weights[..]));
+}
+
+/// As many layers, tensors and classes, as long texts and as large an arena as a model may have.
+#[test]
+fn the_largest_graph_is_read() {
+    let name = "n".repeat(MAX_TEXT_BYTES);
+    let mut section = Section::new();
+    let input_table = section.push_table(&[[0; 256]]);
+    let weights = Weights {
+        width: Width::W1,
+        offset: section.push_rows(Width::W1, &[1; MAX_CLASSES], 1).unwrap(),
+        bias: section.push_i32s(&[0; MAX_CLASSES]),
+    };
+    // Layers write in turns to the last two bytes of the arena, so that offsets are as long as can be.
+    let tensors = (0..MAX_TENSORS).map(|i| Tensor {
+        height: 1,
+        width: 1,
+        channels: 1,
+        element: Element::I8,
+        zero_point: 0,
+        scale: Scale::from_f32(1.0),
+        offset: u32::MAX - 1 - i as u32 % 2,
+    });
+    let mut tensors: Vec<Tensor> = tensors.collect();
+    tensors[MAX_LAYERS] = Tensor {
+        channels: MAX_CLASSES as u16,
+        element: Element::I32,
+        offset: 4,
+        ..tensors[0]
+    };
+    let mut layers: Vec<Layer> = (0..MAX_LAYERS)
+        .map(|i| Layer {
+            name: &name,
+            op: Op::Subsample {
+                input: i as u8,
+                stride: 1,
+                channels_before: 0,
+                channels_after: 0,
+            },
+        })
+        .collect();
+    layers[MAX_LAYERS - 1].op = Op::Logits {
+        input: (MAX_LAYERS - 1) as u8,
+        weights,
+    };
+    let graph = Graph {
+        name: &name,
+        provenance: Provenance {
+            data: &name,
+            method: &name,
+            seed: u64::MAX,
+            top1: 10_000,
+        },
+        plan: Plan {
+            arena_bytes: u32::MAX,
+            scratch_offset: 0,
+            scratch_bytes: 1,
+        },
+        input_table,
+        tensors,
+        layers,
+        labels: vec![&name; MAX_CLASSES],
+    };
+    let file = graph.to_model_bytes(section.as_bytes()).unwrap();
+    assert_eq!(Graph::from(&Model::parse(&file).unwrap()), graph);
 }
 
 /// The example of FORMAT.md, byte for byte.
