@@ -656,7 +656,7 @@ mod tests {
         layer 0 crc b7c0c10d instructions 55259\n\
         layer 1 crc 7d8eee5d instructions 4668\n\
         image 0 top1 2 instructions 59927 logits -326 -1070 329\n\
-        stack 10932\n\
+        stack 4148\n\
         done\n";
 
     #[test]
@@ -670,7 +670,7 @@ mod tests {
             logits: vec![-326, -1070, 329],
         };
         assert_eq!(launch.traces, [[trace]]);
-        assert_eq!(launch.stack_bytes, 10932);
+        assert_eq!(launch.stack_bytes, 4148);
     }
 
     #[test]
