@@ -6,12 +6,11 @@ use adcorda::Result;
 use adcorda::data::{Dataset, SetSpec, Split};
 use adcorda::eval::{agreement, evaluate_model_with, load_model_file};
 use adcorda::file::read;
-use adcorda::nn::Frozen;
 use adcorda::train::progress_bar;
 use clap::Args;
 use serde_json::json;
 
-use super::{DeviceArgs, load_checkpoint, load_data, print};
+use super::{DeviceArgs, freeze, load_checkpoint, load_data, print};
 
 /// Measure top-1: a checkpoint on the trainer, an .adq file in the integer runtime itself.
 #[derive(Args)]
@@ -72,14 +71,7 @@ impl Eval {
             return Ok(evaluation.predictions);
         }
         let checkpoint = load_checkpoint(model)?;
-        let device = self.device.open()?;
-        let frozen = Frozen::new(
-            &checkpoint.network,
-            &checkpoint.state,
-            checkpoint.quantization.as_ref(),
-            &device,
-        )?;
-        frozen.predict(dataset)
+        freeze(&checkpoint, &self.device.open()?)?.predict(dataset)
     }
 }
 

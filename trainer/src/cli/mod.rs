@@ -209,13 +209,17 @@ fn load_data(set: &SetSpec, split: Split, limit: Option<usize>) -> Result<Datase
 
 /// Top-1 of a checkpoint on the trainer, in per cent.
 fn top1(checkpoint: &Checkpoint, dataset: &Dataset, device: &Device) -> Result<f32> {
-    let frozen = Frozen::new(
+    freeze(checkpoint, device)?.accuracy(dataset)
+}
+
+/// A checkpoint as the trainer evaluates it.
+fn freeze(checkpoint: &Checkpoint, device: &Device) -> Result<Frozen> {
+    Frozen::new(
         &checkpoint.network,
         &checkpoint.state,
         checkpoint.quantization.as_ref(),
         device,
-    )?;
-    frozen.accuracy(dataset)
+    )
 }
 
 /// Writes what a checkpoint reached on the test images into its file, where export takes it from.
