@@ -5,8 +5,9 @@
 
 use crate::MAX_TENSORS;
 use crate::error::{LayerError, ParseError, Region, TensorError};
-use crate::graph::{Element, Op, Requantize, Tensor, Weights, Width, Window};
+use crate::graph::{Element, Op, Requantize, Residual, Scratch, Tensor, Weights, Width, Window};
 use crate::model::{I32Array, Parts};
+use crate::packing::{Order, Packing};
 
 /// Everything about a model that its decoding does not show already.
 ///
@@ -30,8 +31,7 @@ pub(crate) fn check(parts: &Parts) -> Result<(), ParseError> {
         });
     }
     for (i, tensor) in parts.tensors.iter().enumerate() {
-        check_tensor(&tensor, i == layers, head.plan.arena_bytes)
-            .map_err(|cause| ParseError::Tensor { tensor: i as u8, cause })?;
+        check_tensor(&tensor, i == layers, head.arena_bytes).map_err(|cause| ParseError::Tensor { tensor: i as u8, cause })?;
     }
     let classes = parts.tensors.get(layers).channels;
     if parts.labels.len() != usize::from(classes) {
@@ -48,7 +48,7 @@ pub(crate) fn check(parts: &Parts) -> Result<(), ParseError> {
     }
     for (i, layer) in parts.layers.clone().enumerate() {
         let end = LayerCheck { parts, layer: i }
-            .check(&layer.op)
+            .check(&layer.op, layer.scratch)
             .map_err(|cause| ParseError::Layer { layer: i as u8, cause })?;
         used = used.max(end);
     }
@@ -97,12 +97,16 @@ struct LayerCheck<'m> {
 impl<'m> LayerCheck<'m> {
     /// Checks the layer; gives the end of what it uses of the weights section.
     #[inline(never)]
-    fn check(&self, op: &Op) -> Result<u64, LayerError> {
+    fn check(&self, op: &Op, scratch: Scratch) -> Result<u64, LayerError> {
         let tensors = &self.parts.tensors;
         for input in op.inputs() {
             if usize::from(input) > self.layer {
                 return Err(LayerError::Input { input });
             }
+        }
+        let (end, arena_bytes) = (scratch_range(scratch).1, self.parts.head.arena_bytes);
+        if end > arena_bytes.into() {
+            return Err(LayerError::ScratchRange { end, arena_bytes });
         }
         let last = self.layer + 2 == tensors.len();
         match op {
@@ -135,10 +139,14 @@ impl<'m> LayerCheck<'m> {
                 window,
                 weights,
                 requantize,
+                residual,
             } => {
                 let input = &tensor(input);
                 check_window(&window, input, output, output.channels)?;
-                self.check_weights(op, input, output, &weights, Some(&requantize))
+                if let Some(residual) = residual {
+                    check_residual(&residual, &tensor(residual.input), output)?;
+                }
+                self.check_weights(op, scratch, input, output, &weights, Some(&requantize))
             }
             Op::DepthwiseConv2d {
                 input,
@@ -148,7 +156,7 @@ impl<'m> LayerCheck<'m> {
             } => {
                 let input = &tensor(input);
                 check_window(&window, input, output, input.channels)?;
-                self.check_weights(op, input, output, &weights, Some(&requantize))
+                self.check_weights(op, scratch, input, output, &weights, Some(&requantize))
             }
             Op::Linear {
                 input,
@@ -156,11 +164,11 @@ impl<'m> LayerCheck<'m> {
                 requantize,
             } => {
                 check_shape(output, [1, 1, u32::from(output.channels)])?;
-                self.check_weights(op, &tensor(input), output, &weights, Some(&requantize))
+                self.check_weights(op, scratch, &tensor(input), output, &weights, Some(&requantize))
             }
             Op::Logits { input, weights } => {
                 check_shape(output, [1, 1, u32::from(output.channels)])?;
-                self.check_weights(op, &tensor(input), output, &weights, None)
+                self.check_weights(op, scratch, &tensor(input), output, &weights, None)
             }
             Op::Add {
                 a,
@@ -176,15 +184,7 @@ impl<'m> LayerCheck<'m> {
                     return Err(LayerError::InputShapes { a, b });
                 }
                 check_shape(output, a.map(u32::from))?;
-                for found in [mul_a, mul_b] {
-                    if found < 0 {
-                        return Err(LayerError::AddMultiplier { found });
-                    }
-                }
-                if !(1..=30).contains(&shift) {
-                    return Err(LayerError::AddShift { found: shift });
-                }
-                check_clamp(min, max)?;
+                check_add(mul_a, mul_b, shift, min, max)?;
                 Ok(0)
             }
             Op::MaxPool { input, window } => {
@@ -203,12 +203,9 @@ impl<'m> LayerCheck<'m> {
                 check_window(&window, input, output, input.channels)?;
                 // The sum of 255 x 255 differences of at most 255 is below 2^24: no bound to check.
                 if multiplier < 1 << 30 {
-                    return Err(LayerError::Multiplier {
-                        channel: 0,
-                        found: multiplier,
-                    });
+                    return Err(LayerError::Multiplier { found: multiplier });
                 }
-                check_shift(0, shift)?;
+                check_shift(shift)?;
                 Ok(0)
             }
             Op::Subsample {
@@ -239,15 +236,17 @@ impl<'m> LayerCheck<'m> {
     fn check_weights(
         &self,
         op: &Op,
+        scratch: Scratch,
         input: &Tensor,
         output: &Tensor,
         weights: &Weights,
         requantize: Option<&Requantize>,
     ) -> Result<u64, LayerError> {
-        let Some((rows, k)) = op.rows_and_k(input, output) else {
+        let Some(packing) = op.packing(input, output) else {
             return Ok(0);
         };
-        // The bound on the accumulator bounds k, too: from here on, row_bytes(k) fits 32 bits.
+        let Packing { rows, k, .. } = packing;
+        // The bound on the accumulator bounds k, too: from here on, block_bytes() fits 32 bits.
         let largest_sum = k as u64 * 128 * weights.width.max_magnitude() as u64;
         if largest_sum > i32::MAX as u64 {
             return Err(LayerError::Accumulator {
@@ -255,19 +254,17 @@ impl<'m> LayerCheck<'m> {
                 bound: largest_sum,
             });
         }
-        let scratch_bytes = self.parts.head.plan.scratch_bytes;
-        if k as u64 > u64::from(scratch_bytes) {
+        if k as u64 > u64::from(scratch.bytes) {
             return Err(LayerError::Scratch {
                 needed: k,
-                scratch_bytes,
+                scratch_bytes: scratch.bytes,
             });
         }
 
-        let row_bytes = weights.width.row_bytes(k);
-        let (packed, mut used) = self.check_region(Region::Weights, weights.offset, rows as u64 * row_bytes as u64)?;
-        for (row, bytes) in packed.chunks_exact(row_bytes).enumerate() {
-            check_row(bytes, weights.width, k, row as u16)?;
-        }
+        let bytes = packing.blocks() as u64 * packing.block_bytes() as u64;
+        let (packed, mut used) = self.check_region(Region::Weights, weights.offset, bytes)?;
+        check_codes_valid(packed, &packing)?;
+        check_padding(packed, &packing)?;
 
         let (bias, end) = self.check_region(Region::Bias, weights.bias, rows as u64 * 4)?;
         used = used.max(end);
@@ -284,21 +281,9 @@ impl<'m> LayerCheck<'m> {
         let Some(requantize) = requantize else {
             return Ok(used);
         };
-        let (multiplier, end) = self.check_region(Region::Multiplier, requantize.multiplier, rows as u64 * 4)?;
+        let (_, end) = self.check_region(Region::Multiplier, requantize.multiplier, rows as u64 * 4)?;
         used = used.max(end);
-        for (channel, found) in I32Array::new(multiplier).iter().enumerate() {
-            if found != 0 && !(1 << 30..=i32::MAX as u32).contains(&found.unsigned_abs()) {
-                return Err(LayerError::Multiplier {
-                    channel: channel as u16,
-                    found,
-                });
-            }
-        }
-        let (shift, end) = self.check_region(Region::Shift, requantize.shift, rows as u64)?;
-        used = used.max(end);
-        for (channel, &found) in shift.iter().enumerate() {
-            check_shift(channel as u16, found)?;
-        }
+        check_shift(requantize.shift)?;
         check_clamp(requantize.min, requantize.max)?;
         Ok(used)
     }
@@ -365,69 +350,101 @@ fn check_clamp(min: i8, max: i8) -> Result<(), LayerError> {
     Ok(())
 }
 
-fn check_shift(channel: u16, found: u8) -> Result<(), LayerError> {
+fn check_shift(found: u8) -> Result<(), LayerError> {
     if !(1..=62).contains(&found) {
-        return Err(LayerError::Shift { channel, found });
+        return Err(LayerError::Shift { found });
     }
     Ok(())
 }
 
-fn check_row(bytes: &[u8], width: Width, k: usize, row: u16) -> Result<(), LayerError> {
-    let invalid = match width {
-        Width::W1 | Width::W4 => false,
-        // 0b10: the high bit of a pair without the low one.
-        Width::W2 => bytes.iter().any(|byte| byte >> 1 & !byte & 0x55 != 0),
-        Width::W8 => bytes.contains(&0x80),
-    };
-    if invalid {
-        // Invalid bits after the last code are wrong as padding, not as a code.
-        if let Some(column) = (0..k).position(|i| width.decode(bytes, i) < width.min_code()) {
-            return Err(LayerError::Code {
-                row,
-                column: column as u32,
-                width,
-            });
+fn check_add(mul_a: i16, mul_b: i16, shift: u8, min: i8, max: i8) -> Result<(), LayerError> {
+    for found in [mul_a, mul_b] {
+        if found < 0 {
+            return Err(LayerError::AddMultiplier { found });
         }
     }
-    let bits = k * width.bits() as usize;
-    let (whole, part) = (bits / 8, bits % 8);
-    let after = &bytes[whole..];
-    if after
-        .iter()
-        .enumerate()
-        .any(|(i, &byte)| if i == 0 { byte >> part != 0 } else { byte != 0 })
-    {
-        return Err(LayerError::RowPadding { row });
+    if !(1..=30).contains(&shift) {
+        return Err(LayerError::AddShift { found: shift });
+    }
+    check_clamp(min, max)
+}
+
+fn check_residual(residual: &Residual, input: &Tensor, output: &Tensor) -> Result<(), LayerError> {
+    let (a, b) = (shape(output), shape(input));
+    if a != b {
+        return Err(LayerError::InputShapes { a, b });
+    }
+    check_add(
+        residual.mul_conv,
+        residual.mul_residual,
+        residual.shift,
+        residual.min,
+        residual.max,
+    )
+}
+
+/// Whether every bit pattern is one of the width's values. Patterns of the padding are looked at, too: zero bits are valid.
+fn check_codes_valid(packed: &[u8], packing: &Packing) -> Result<(), LayerError> {
+    let words = || packed.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word));
+    let invalid = match (packing.width, packing.order) {
+        (Width::W1 | Width::W4, _) => false,
+        // 0b10 in two's complement: the high bit of a pair without the low one.
+        (Width::W2, Order::Channels) => words().any(|word| word >> 1 & !word & 0x5555_5555 != 0),
+        // Rows that hold code + 1 have no 0b11; the other half of the pairs is in two's complement.
+        (Width::W2, Order::Blocks) => {
+            words().any(|word| (word >> 1 & word & 0x1111_1111) | (word >> 1 & !word & 0x4444_4444) != 0)
+        }
+        (Width::W8, _) => packed.contains(&0x80),
+    };
+    if !invalid {
+        return Ok(());
+    }
+    for row in 0..packing.rows {
+        for i in 0..packing.k {
+            let code = packing.decode(packed, row, i);
+            if code < packing.width.min_code() || code > packing.width.max_code() {
+                return Err(LayerError::Code {
+                    row: row as u16,
+                    column: i as u32,
+                    width: packing.width,
+                });
+            }
+        }
+    }
+    // An invalid code in the padding is wrong as padding.
+    Ok(())
+}
+
+/// Whether all bits that no code takes are zero.
+fn check_padding(packed: &[u8], packing: &Packing) -> Result<(), LayerError> {
+    for row in 0..packing.blocks() * packing.block_rows() {
+        let codes = if row < packing.rows { packing.k } else { 0 };
+        if (codes..packing.padded_k()).any(|i| packing.bits(packed, row, i) != 0) {
+            return Err(LayerError::RowPadding { row: row as u32 });
+        }
+    }
+    // Depthwise blocks are whole words, whatever their codes take.
+    if packing.order == Order::Channels {
+        let bits = packing.block_rows() * packing.k * packing.width.bits() as usize;
+        for (block, bytes) in packed.chunks_exact(packing.block_bytes()).enumerate() {
+            let mut rest = bytes[bits / 8..].iter();
+            let part = rest.next().is_some_and(|&byte| byte >> (bits % 8) != 0);
+            if part || rest.any(|&byte| byte != 0) {
+                return Err(LayerError::RowPadding {
+                    row: (block * packing.block_rows()) as u32,
+                });
+            }
+        }
     }
     Ok(())
 }
 
-/// Tensors in use at the same time share no byte, and none shares one with the scratch range.
+/// Tensors in use at the same time share no byte, and none shares one with the scratch range of a layer.
 ///
 /// Tensor `t` is in use from layer `t - 1`, which writes it, to the last layer that reads it; the input from the start.
 #[inline(never)]
 fn check_arena(parts: &Parts) -> Result<(), ParseError> {
-    let plan = parts.head.plan;
-    let scratch_end = u64::from(plan.scratch_offset) + u64::from(plan.scratch_bytes);
-    if scratch_end > u64::from(plan.arena_bytes) {
-        return Err(ParseError::ScratchRange {
-            end: scratch_end,
-            arena_bytes: plan.arena_bytes,
-        });
-    }
     let tensors = &parts.tensors;
-    let error = |tensor: usize, cause| {
-        Err(ParseError::Tensor {
-            tensor: tensor as u8,
-            cause,
-        })
-    };
-    if let Some(i) = tensors
-        .iter()
-        .position(|tensor| overlap(range(&tensor), (plan.scratch_offset.into(), scratch_end)))
-    {
-        return error(i, TensorError::OverlapsScratch);
-    }
     let mut last_reader = [None; MAX_TENSORS];
     for (i, layer) in parts.layers.clone().enumerate() {
         for input in layer.op.inputs() {
@@ -435,21 +452,40 @@ fn check_arena(parts: &Parts) -> Result<(), ParseError> {
         }
     }
     if let Some(i) = last_reader[..tensors.len() - 1].iter().position(Option::is_none) {
-        return error(i, TensorError::Unused);
+        return Err(ParseError::Tensor {
+            tensor: i as u8,
+            cause: TensorError::Unused,
+        });
     }
     for (i, layer) in parts.layers.clone().enumerate() {
         let written = range(&tensors.get(i + 1));
         let now = Some(i as u8);
-        for (t, tensor) in tensors.iter().take(i + 1).enumerate() {
+        for (t, tensor) in tensors.iter().take(i + 2).enumerate() {
             let range = range(&tensor);
-            let in_use = last_reader[t] >= now;
-            let in_place = matches!(layer.op, Op::Add { .. }) && last_reader[t] == now && range == written;
-            if in_use && !in_place && overlap(range, written) {
-                return error(i + 1, TensorError::Overlap { other: t as u8 });
+            if t <= i && last_reader[t] < now {
+                continue;
+            }
+            if layer.scratch.bytes != 0 && overlap(range, scratch_range(layer.scratch)) {
+                return Err(ParseError::Layer {
+                    layer: i as u8,
+                    cause: LayerError::ScratchOverlap { tensor: t as u8 },
+                });
+            }
+            let in_place = layer.op.may_overwrite(t as u8) && last_reader[t] == now && range == written;
+            if t <= i && !in_place && overlap(range, written) {
+                return Err(ParseError::Tensor {
+                    tensor: i as u8 + 1,
+                    cause: TensorError::Overlap { other: t as u8 },
+                });
             }
         }
     }
     Ok(())
+}
+
+fn scratch_range(scratch: Scratch) -> (u64, u64) {
+    let start = u64::from(scratch.offset);
+    (start, start + u64::from(scratch.bytes))
 }
 
 fn shape(tensor: &Tensor) -> [u16; 3] {

@@ -16,6 +16,11 @@ pub enum ParseError {
         /// Version in the header.
         found: u16,
     },
+    /// The version is a draft that no release has written.
+    DraftVersion {
+        /// Version in the header.
+        found: u16,
+    },
     /// The version is 0, which no writer writes.
     VersionZero,
     /// The header's own length is not [`HEADER_BYTES`].
@@ -143,13 +148,6 @@ pub enum ParseError {
         /// What.
         cause: LayerError,
     },
-    /// The scratch range does not lie in the arena.
-    ScratchRange {
-        /// Its end.
-        end: u64,
-        /// Bytes of the arena.
-        arena_bytes: u32,
-    },
 }
 
 /// What can be wrong with a tensor.
@@ -189,8 +187,6 @@ pub enum TensorError {
         /// The other.
         other: TensorId,
     },
-    /// It shares bytes with the scratch range.
-    OverlapsScratch,
 }
 
 /// What can be wrong with a layer.
@@ -231,7 +227,7 @@ pub enum LayerError {
         /// Height, width, channels that the operation gives.
         computed: [u32; 3],
     },
-    /// The two inputs of `Add` differ in shape.
+    /// The two inputs of `Add` differ in shape, or the residual of a convolution from its output.
     InputShapes {
         /// Height, width, channels of the first.
         a: [u16; 3],
@@ -272,31 +268,27 @@ pub enum LayerError {
         /// Width.
         width: Width,
     },
-    /// Bits after the last weight of a row are not zero.
+    /// Bits that no weight takes are not zero.
     RowPadding {
-        /// Row.
-        row: u16,
+        /// Row; past the last one in a block that is not full.
+        row: u32,
     },
-    /// A multiplier is neither 0 nor of magnitude 2^30 to 2^31 - 1.
+    /// The multiplier of `AvgPool` is not 2^30 to 2^31 - 1.
     Multiplier {
-        /// Output channel; 0 for `AvgPool`.
-        channel: u16,
         /// The multiplier.
         found: i32,
     },
     /// A shift is not 1 to 62.
     Shift {
-        /// Output channel; 0 for `AvgPool`.
-        channel: u16,
         /// The shift.
         found: u8,
     },
-    /// A multiplier of `Add` is negative.
+    /// A multiplier of an addition is negative.
     AddMultiplier {
         /// The multiplier.
         found: i16,
     },
-    /// The shift of `Add` is not 1 to 30.
+    /// The shift of an addition is not 1 to 30.
     AddShift {
         /// The shift.
         found: u8,
@@ -315,12 +307,24 @@ pub enum LayerError {
         /// Bytes of the range.
         scratch_bytes: u32,
     },
+    /// The scratch range ends after the arena.
+    ScratchRange {
+        /// Its end.
+        end: u64,
+        /// Bytes of the arena.
+        arena_bytes: u32,
+    },
+    /// The scratch range shares bytes with a tensor that is in use.
+    ScratchOverlap {
+        /// The tensor.
+        tensor: TensorId,
+    },
 }
 
 /// A part of the encoded graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Name, provenance, plan and input table.
+    /// Name, provenance, arena and input table.
     Head,
     /// The number of tensors.
     Tensors,
@@ -345,8 +349,6 @@ pub enum Region {
     Bias,
     /// `multiplier: i32[rows]`.
     Multiplier,
-    /// `shift: u8[rows]`.
-    Shift,
 }
 
 impl Region {
@@ -355,7 +357,6 @@ impl Region {
         match self {
             Region::Weights => ALIGNMENT,
             Region::Bias | Region::Multiplier => 4,
-            Region::Shift => 1,
         }
     }
 }
@@ -372,6 +373,12 @@ impl fmt::Display for ParseError {
                 write!(
                     f,
                     "version {found} is newer than {VERSION}, the newest known here: update the reader, or export again"
+                )
+            }
+            ParseError::DraftVersion { found } => {
+                write!(
+                    f,
+                    "version {found} is a draft of version {VERSION}: export the checkpoint again"
                 )
             }
             ParseError::VersionZero => f.write_str("version 0 does not exist: the header is damaged"),
@@ -438,9 +445,6 @@ impl fmt::Display for ParseError {
             }
             ParseError::Tensor { tensor, cause } => write!(f, "tensor {tensor}: {cause}"),
             ParseError::Layer { layer, cause } => write!(f, "layer {layer}: {cause}"),
-            ParseError::ScratchRange { end, arena_bytes } => {
-                write!(f, "the scratch range ends at byte {end} of an arena of {arena_bytes} bytes")
-            }
         }
     }
 }
@@ -458,7 +462,6 @@ impl fmt::Display for TensorError {
             TensorError::Range { end, arena_bytes } => write!(f, "ends at byte {end} of an arena of {arena_bytes} bytes"),
             TensorError::Unused => f.write_str("no layer reads it"),
             TensorError::Overlap { other } => write!(f, "shares bytes with tensor {other}, which is in use at the same time"),
-            TensorError::OverlapsScratch => f.write_str("shares bytes with the scratch range"),
         }
     }
 }
@@ -506,13 +509,8 @@ impl fmt::Display for LayerError {
                 write!(f, "weight {column} of row {row} is no value of {}", width.name())
             }
             LayerError::RowPadding { row } => write!(f, "row {row} is not padded with zero bits"),
-            LayerError::Multiplier { channel, found } => {
-                write!(
-                    f,
-                    "multiplier {found} of channel {channel} is neither 0 nor of magnitude 2^30 to 2^31 - 1"
-                )
-            }
-            LayerError::Shift { channel, found } => write!(f, "shift {found} of channel {channel} is not 1 to 62"),
+            LayerError::Multiplier { found } => write!(f, "multiplier {found} is not 2^30 to 2^31 - 1"),
+            LayerError::Shift { found } => write!(f, "shift {found} is not 1 to 62"),
             LayerError::AddMultiplier { found } => write!(f, "multiplier {found} is not 0 to 32767"),
             LayerError::AddShift { found } => write!(f, "shift {found} is not 1 to 30"),
             LayerError::Accumulator { channel, bound } => {
@@ -523,7 +521,13 @@ impl fmt::Display for LayerError {
                 )
             }
             LayerError::Scratch { needed, scratch_bytes } => {
-                write!(f, "one row needs {needed} bytes of scratch, the plan has {scratch_bytes}")
+                write!(f, "one row needs {needed} bytes of scratch, the layer has {scratch_bytes}")
+            }
+            LayerError::ScratchRange { end, arena_bytes } => {
+                write!(f, "the scratch range ends at byte {end} of an arena of {arena_bytes} bytes")
+            }
+            LayerError::ScratchOverlap { tensor } => {
+                write!(f, "the scratch range shares bytes with tensor {tensor}, which is in use")
             }
         }
     }
@@ -549,7 +553,6 @@ impl fmt::Display for Region {
             Region::Weights => "weights",
             Region::Bias => "biases",
             Region::Multiplier => "multipliers",
-            Region::Shift => "shifts",
         })
     }
 }

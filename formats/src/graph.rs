@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::packing::{Order, Packing};
+
 /// Number of a tensor: 0 is the network's input, `i + 1` is the output of layer `i`.
 pub type TensorId = u8;
 
@@ -43,11 +45,6 @@ impl Width {
             Width::W4 => 8,
             Width::W8 => 127,
         }
-    }
-
-    /// Bytes of one packed row of `k` weights: whole bytes, then padded to a multiple of four.
-    pub const fn row_bytes(self, k: usize) -> usize {
-        (k * self.bits() as usize).div_ceil(32) * 4
     }
 
     /// `w1`, `w2`, `w4`, `w8`: the name used on the command line.
@@ -176,13 +173,13 @@ impl Window {
 
 /// Where a layer's packed weights and per-channel parameters lie in the weights section.
 ///
-/// Weights are `rows` packed rows of `k` codes, OHWI (for depthwise: one row of kh x kw codes a channel), each padded to
-/// [`Width::row_bytes`]. `bias` is `i32[rows]`, already holding `- zero_point_in * sum(w)`.
+/// Weights are `rows` rows of `k` codes, OHWI (for depthwise: one row of kh x kw codes a channel), in the order of
+/// [`Packing`](crate::Packing). `bias` is `i32[rows]`, already holding `- zero_point_in * sum(w)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Weights {
     /// Bits a weight.
     pub width: Width,
-    /// First byte of the packed rows, a multiple of 16.
+    /// First byte of the packed weights, a multiple of 16.
     pub offset: u32,
     /// First byte of `bias: i32[rows]`, little-endian, a multiple of 4.
     pub bias: u32,
@@ -190,15 +187,39 @@ pub struct Weights {
 
 /// Per-channel requantization and the fused activation of an `I8` output.
 ///
-/// `y = clamp(zero_point_out + ((acc * multiplier[c] + (1 << (shift[c] - 1))) >> shift[c]), min, max)`, in 64 bits.
+/// `y = clamp(zero_point_out + ((acc * multiplier[c] + (1 << (shift - 1))) >> shift), min, max)`, in 64 bits. With a shift of
+/// 32 that is the upper half of a rounded product, one instruction on most cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requantize {
-    /// First byte of `multiplier: i32[rows]` in Q31: zero, or a magnitude of 2^30 to 2^31 - 1; negative where BatchNorm's
-    /// gamma is. Little-endian, a multiple of 4.
+    /// First byte of `multiplier: i32[rows]`, any but `i32::MIN`; negative where BatchNorm's gamma is. Little-endian, a
+    /// multiple of 4.
     pub multiplier: u32,
-    /// First byte of `shift: u8[rows]`, each 1 to 62.
-    pub shift: u32,
+    /// 1 to 62, one for all channels; 32 unless a multiplier would not fit.
+    pub shift: u8,
     /// Lower end of the clamp (the zero point for a ReLU).
+    pub min: i8,
+    /// Upper end of the clamp.
+    pub max: i8,
+}
+
+/// A residual addition in the epilogue of a convolution: what an [`Op::Add`] of the convolution's codes and of a second tensor
+/// gives, bit for bit, without the codes in between.
+///
+/// `y = clamp(zp_out + (((v - zero_point) * mul_conv + (r - zp_r) * mul_residual + (1 << (shift - 1))) >> shift), min, max)`, in 32
+/// bits, where `v` is the requantized accumulator and `r` the element of the residual tensor at the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Residual {
+    /// The tensor added, of the output's shape.
+    pub input: TensorId,
+    /// Code of real zero of the convolution's own codes: `zero_point_out` in its requantization.
+    pub zero_point: i8,
+    /// Multiplier of the convolution's codes, 0 to 32767.
+    pub mul_conv: i16,
+    /// Multiplier of the residual, 0 to 32767.
+    pub mul_residual: i16,
+    /// 1 to 30.
+    pub shift: u8,
+    /// Lower end of the clamp.
     pub min: i8,
     /// Upper end of the clamp.
     pub max: i8,
@@ -217,6 +238,8 @@ pub enum Op {
         weights: Weights,
         /// Output requantization.
         requantize: Requantize,
+        /// Residual addition after it.
+        residual: Option<Residual>,
     },
     /// Depthwise 2-D convolution, channel multiplier 1.
     DepthwiseConv2d {
@@ -299,11 +322,18 @@ pub enum Op {
 }
 
 impl Op {
-    /// The tensors that it reads: two for [`Op::Add`] (which may be the same), one otherwise.
+    /// The tensors that it reads: two for [`Op::Add`] (which may be the same) and for a convolution with a residual, one
+    /// otherwise.
     pub fn inputs(&self) -> impl Iterator<Item = TensorId> + use<> {
         let (first, second) = match *self {
-            Op::Conv2d { input, .. }
-            | Op::DepthwiseConv2d { input, .. }
+            Op::Conv2d { input, residual, .. } => (
+                input,
+                match residual {
+                    Some(residual) => Some(residual.input),
+                    None => None,
+                },
+            ),
+            Op::DepthwiseConv2d { input, .. }
             | Op::Linear { input, .. }
             | Op::Logits { input, .. }
             | Op::MaxPool { input, .. }
@@ -336,6 +366,25 @@ impl Op {
         }
     }
 
+    /// The tensor whose bytes its output may take over, element by element: those of a residual or of an addition's inputs.
+    pub fn may_overwrite(&self, input: TensorId) -> bool {
+        match *self {
+            Op::Add { a, b, .. } => input == a || input == b,
+            Op::Conv2d {
+                input: x,
+                residual: Some(residual),
+                ..
+            } => input == residual.input && input != x,
+            Op::Conv2d { .. }
+            | Op::DepthwiseConv2d { .. }
+            | Op::Linear { .. }
+            | Op::Logits { .. }
+            | Op::MaxPool { .. }
+            | Op::AvgPool { .. }
+            | Op::Subsample { .. } => false,
+        }
+    }
+
     /// Its per-channel requantization, if it has one.
     pub const fn requantize(&self) -> Option<&Requantize> {
         match self {
@@ -346,7 +395,29 @@ impl Op {
         }
     }
 
-    /// Packed rows and codes in a row, `None` where there are no weights. `input` and `output` are the tensors it reads and
+    /// How its weights are packed, `None` where there are none. `input` and `output` are the tensors it reads and writes.
+    pub const fn packing(&self, input: &Tensor, output: &Tensor) -> Option<Packing> {
+        match (self.rows_and_k(input, output), self.weights()) {
+            (Some((rows, k)), Some(weights)) => Some(Packing {
+                order: match self {
+                    Op::DepthwiseConv2d { .. } => Order::Channels,
+                    Op::Conv2d { .. }
+                    | Op::Linear { .. }
+                    | Op::Logits { .. }
+                    | Op::Add { .. }
+                    | Op::MaxPool { .. }
+                    | Op::AvgPool { .. }
+                    | Op::Subsample { .. } => Order::Blocks,
+                },
+                width: weights.width,
+                rows,
+                k,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Rows of weights and codes in a row, `None` where there are no weights. `input` and `output` are the tensors it reads and
     /// writes.
     ///
     /// Conv2d: `(c_out, kh * kw * c_in)`; DepthwiseConv2d: `(c, kh * kw)`; Linear and Logits: `(c_out, h * w * c_in)`.
@@ -391,6 +462,17 @@ pub struct Layer<'a> {
     pub name: &'a str,
     /// What it computes.
     pub op: Op,
+    /// Working space that it may use.
+    pub scratch: Scratch,
+}
+
+/// A range of the arena that one layer may use as it likes: it overlaps no tensor in use during the layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scratch {
+    /// First byte in the arena.
+    pub offset: u32,
+    /// At least `k` for a layer with weights: one unpacked row. Fast kernels want more, see `FORMAT.md`.
+    pub bytes: u32,
 }
 
 /// Where the model comes from, as text for people. Empty strings where unknown.
@@ -404,15 +486,4 @@ pub struct Provenance<'a> {
     pub seed: u64,
     /// Top-1 on the data's test set in hundredths of a per cent, 0 to 10000; 65535 where not measured.
     pub top1: u16,
-}
-
-/// Where the runtime puts things in its one buffer, the arena. Tensors carry their own offsets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
-    /// Bytes of the whole arena.
-    pub arena_bytes: u32,
-    /// First byte of the scratch range, which overlaps no tensor.
-    pub scratch_offset: u32,
-    /// Bytes of the scratch range: at least one unpacked row of every layer.
-    pub scratch_bytes: u32,
 }

@@ -6,7 +6,7 @@
 //!
 //! - [`Model`], [`I32Array`]: reading.
 //! - [`Tensor`], [`Layer`], [`Op`] and their parts: what a model computes, as data.
-//! - [`Width`]: what a weight is, and how one is packed ([`Width::decode`], [`Width::encode`]).
+//! - [`Width`], [`Packing`]: what a weight is, and where it lies.
 //! - `Graph` and `Section` (feature `alloc`): writing.
 //! - [`ParseError`]: what is wrong with a file, where, and what to do.
 //!
@@ -26,8 +26,11 @@ mod packing;
 mod write;
 
 pub use error::{LayerError, ParseError, Part, Region, TensorError};
-pub use graph::{Element, Layer, Op, Plan, Provenance, Requantize, Scale, Tensor, TensorId, Weights, Width, Window};
+pub use graph::{
+    Element, Layer, Op, Provenance, Requantize, Residual, Scale, Scratch, Tensor, TensorId, Weights, Width, Window,
+};
 pub use model::{I32Array, Labels, Layers, Model};
+pub use packing::{Order, Packing};
 #[cfg(feature = "alloc")]
 pub use write::{Graph, PackError, Section};
 
@@ -35,10 +38,10 @@ pub use write::{Graph, PackError, Section};
 /// that take the file for text.
 pub const MAGIC: [u8; 8] = *b"\x89ADQ\r\n\x1a\n";
 
-/// The file version that this crate writes, and the newest that it reads.
-pub const VERSION: u16 = 1;
+/// The file version that this crate reads and writes. Version 1 was a draft.
+pub const VERSION: u16 = 2;
 
-/// Bytes of the header of version 1.
+/// Bytes of the header.
 pub const HEADER_BYTES: usize = 32;
 
 /// Alignment of the weights section in the file, and of packed rows in the weights section.

@@ -1,14 +1,13 @@
 //! Reading: the header, the graph, and typed views into the weights section.
 
 use core::fmt;
-use core::ops::Range;
 
 use crc::{CRC_32_ISO_HDLC, Crc};
 use serde::Deserialize;
 
 use crate::check;
 use crate::error::{ParseError, Part};
-use crate::graph::{Element, Layer, Plan, Provenance, Requantize, Scale, Tensor, Weights};
+use crate::graph::{Element, Layer, Provenance, Requantize, Scale, Tensor, Weights};
 use crate::{ALIGNMENT, HEADER_BYTES, MAGIC, MAX_CLASSES, MAX_LAYERS, MAX_TENSORS, MAX_TEXT_BYTES, VERSION};
 
 /// A model file that passed every check.
@@ -109,18 +108,7 @@ impl<'a> Model<'a> {
 
     /// Bytes of RAM that the runtime needs for tensors and scratch.
     pub fn arena_bytes(&self) -> usize {
-        self.head.plan.arena_bytes as usize
-    }
-
-    /// The part of the arena that overlaps no tensor: at least one unpacked row (`k` bytes) of every layer.
-    pub fn scratch(&self) -> Range<usize> {
-        let start = self.head.plan.scratch_offset as usize;
-        start..start + self.head.plan.scratch_bytes as usize
-    }
-
-    /// The arena plan as the file has it.
-    pub fn plan(&self) -> Plan {
-        self.head.plan
+        self.head.arena_bytes as usize
     }
 
     /// All weights, tables and per-channel parameters.
@@ -128,9 +116,10 @@ impl<'a> Model<'a> {
         self.weights
     }
 
-    /// Packed weights: `rows` rows of [`Width::row_bytes`](crate::Width::row_bytes)`(k)` bytes each.
-    pub fn rows(&self, weights: &Weights, rows: usize, k: usize) -> &'a [u8] {
-        self.slice(weights.offset, rows * weights.width.row_bytes(k))
+    /// Packed weights: [`Packing::bytes`](crate::Packing::bytes), and then whatever follows them in the section, which means
+    /// nothing but may be read.
+    pub fn packed(&self, weights: &Weights) -> &'a [u8] {
+        &self.weights[weights.offset as usize..]
     }
 
     /// `bias: i32[rows]`.
@@ -138,14 +127,9 @@ impl<'a> Model<'a> {
         self.i32s(weights.bias, rows)
     }
 
-    /// `multiplier: i32[rows]`, Q31.
+    /// `multiplier: i32[rows]`.
     pub fn multiplier(&self, requantize: &Requantize, rows: usize) -> I32Array<'a> {
         self.i32s(requantize.multiplier, rows)
-    }
-
-    /// `shift: u8[rows]`.
-    pub fn shift(&self, requantize: &Requantize, rows: usize) -> &'a [u8] {
-        self.slice(requantize.shift, rows)
     }
 
     #[cfg(feature = "alloc")]
@@ -375,7 +359,7 @@ pub(crate) struct Head<'a> {
     pub(crate) name: &'a str,
     #[serde(borrow)]
     pub(crate) provenance: Provenance<'a>,
-    pub(crate) plan: Plan,
+    pub(crate) arena_bytes: u32,
     pub(crate) input_table: u32,
 }
 
@@ -398,6 +382,7 @@ fn sections(file: &[u8]) -> Result<(&[u8], &[u8]), ParseError> {
     match u16_at(8) {
         VERSION => {}
         0 => return Err(ParseError::VersionZero),
+        found if found < VERSION => return Err(ParseError::DraftVersion { found }),
         found => return Err(ParseError::NewerVersion { found }),
     }
     if u16_at(10) != HEADER_BYTES as u16 {

@@ -6,8 +6,9 @@ use core::fmt;
 use serde::Serialize;
 
 use crate::error::ParseError;
-use crate::graph::{Layer, Plan, Provenance, Tensor, Width};
+use crate::graph::{Layer, Provenance, Tensor, Width};
 use crate::model::{Model, checksum};
+use crate::packing::{Order, Packing};
 use crate::{ALIGNMENT, HEADER_BYTES, MAGIC, VERSION};
 
 /// A whole model but for its weights section: what the file's postcard part holds, in this order.
@@ -17,8 +18,8 @@ pub struct Graph<'a> {
     pub name: &'a str,
     /// Where it comes from.
     pub provenance: Provenance<'a>,
-    /// The arena.
-    pub plan: Plan,
+    /// Bytes of the arena.
+    pub arena_bytes: u32,
     /// First byte of the input table, `i8[channels][256]`, in the weights section.
     pub input_table: u32,
     /// The input, then the output of each layer.
@@ -70,7 +71,7 @@ impl<'a> From<&Model<'a>> for Graph<'a> {
         Graph {
             name: model.name(),
             provenance: model.provenance(),
-            plan: model.plan(),
+            arena_bytes: model.head().arena_bytes,
             input_table: model.head().input_table,
             tensors: model.tensors().to_vec(),
             layers: model.layers().collect(),
@@ -104,11 +105,18 @@ impl Section {
     ///
     /// # Errors
     /// A code that the width does not have, or codes that are not whole rows; then nothing is appended.
-    pub fn push_rows(&mut self, width: Width, codes: &[i8], k: usize) -> Result<u32, PackError> {
+    pub fn push_rows(&mut self, order: Order, width: Width, codes: &[i8], k: usize) -> Result<u32, PackError> {
         if k == 0 || !codes.len().is_multiple_of(k) {
             return Err(PackError::Rows { codes: codes.len(), k });
         }
-        if let Some(index) = codes.iter().position(|&code| width.encode(code).is_none()) {
+        let packing = Packing {
+            order,
+            width,
+            rows: codes.len() / k,
+            k,
+        };
+        let bits = |index: usize| packing.encode(index / k, codes[index]);
+        if let Some(index) = (0..codes.len()).find(|&index| bits(index).is_none()) {
             return Err(PackError::Code {
                 row: index / k,
                 column: index % k,
@@ -117,14 +125,12 @@ impl Section {
             });
         }
         let offset = self.align(ALIGNMENT);
-        for row in codes.chunks_exact(k) {
-            let start = self.bytes.len();
-            self.bytes.resize(start + width.row_bytes(k), 0);
-            let packed = &mut self.bytes[start..];
-            for (i, &code) in row.iter().enumerate() {
-                let bit = i * width.bits() as usize;
-                packed[bit / 8] |= width.encode(code).unwrap_or(0) << (bit % 8);
-            }
+        let start = self.bytes.len();
+        self.bytes.resize(start + packing.bytes(), 0);
+        let packed = &mut self.bytes[start..];
+        for index in 0..codes.len() {
+            let (byte, bit) = packing.position(index / k, index % k);
+            packed[byte] |= bits(index).unwrap_or(0) << bit;
         }
         Ok(offset)
     }
@@ -133,13 +139,6 @@ impl Section {
     pub fn push_i32s(&mut self, values: &[i32]) -> u32 {
         let offset = self.align(4);
         self.bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        offset
-    }
-
-    /// Appends shifts.
-    pub fn push_u8s(&mut self, values: &[u8]) -> u32 {
-        let offset = self.align(1);
-        self.bytes.extend(values);
         offset
     }
 

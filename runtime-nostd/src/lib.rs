@@ -28,16 +28,16 @@
 //! #     use adcorda_runtime::formats::*;
 //! #     let mut section = Section::new();
 //! #     let input_table = section.push_table(&[core::array::from_fn(|v| (v as i32 - 128) as i8); 2]);
-//! #     let offset = section.push_rows(Width::W2, &[1, 0, 0, 1], 2).unwrap();
+//! #     let offset = section.push_rows(Order::Blocks, Width::W2, &[1, 0, 0, 1], 2).unwrap();
 //! #     let weights = Weights { width: Width::W2, offset, bias: section.push_i32s(&[0, 0]) };
 //! #     let scale = Scale::from_f32(1.0);
 //! #     let image = Tensor { height: 1, width: 1, channels: 2, element: Element::I8, zero_point: 0, scale, offset: 8 };
 //! #     let logits = Tensor { element: Element::I32, offset: 0, ..image };
-//! #     let layer = Layer { name: "fc", op: Op::Logits { input: 0, weights } };
-//! #     let plan = Plan { arena_bytes: 12, scratch_offset: 10, scratch_bytes: 2 };
+//! #     let scratch = Scratch { offset: 10, bytes: 2 };
+//! #     let layer = Layer { name: "fc", op: Op::Logits { input: 0, weights }, scratch };
 //! #     let provenance = Provenance { top1: u16::MAX, ..Provenance::default() };
 //! #     let (tensors, layers, labels) = (vec![image, logits], vec![layer], vec!["left", "right"]);
-//! #     let graph = Graph { name: "demo", provenance, plan, input_table, tensors, layers, labels };
+//! #     let graph = Graph { name: "demo", provenance, arena_bytes: 12, input_table, tensors, layers, labels };
 //! #     graph.to_model_bytes(section.as_bytes()).unwrap()
 //! # };
 //! // In a firmware: `include_bytes!("model.adq")`, and a static arena of the size in the generated `model.rs`.
@@ -62,4 +62,5 @@ mod requantize;
 mod session;
 
 pub use adcorda_formats as formats;
+pub use isa::{Isa, Path, path};
 pub use session::{ArenaTooSmall, Image, ImageSize, Logits, Observer, Session};

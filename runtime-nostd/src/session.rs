@@ -7,9 +7,10 @@
 use core::fmt;
 use core::ops::Range;
 
-use adcorda_formats::{Layer, Model, Op, Tensor, TensorId};
+use adcorda_formats::{Layer, Model, Op, Scratch, Tensor, TensorId};
 
-use crate::kernels::{self, ChannelRules, ChannelWeights, Input, Output};
+use crate::isa;
+use crate::kernels::{self, Convolution, Input, Output};
 use crate::requantize::AddRequantizer;
 
 /// A model bound to the memory that it runs in.
@@ -42,7 +43,7 @@ impl<'m> Session<'m> {
         }
         for ((index, layer), output) in model.layers().enumerate().zip(model.tensors().iter().skip(1)) {
             observer.layer_begin(index, &layer);
-            self.layer(&layer.op, output);
+            self.layer(&layer, output);
             observer.layer_end(index, &layer, self.arena.get(range(output)).unwrap_or_default());
         }
         Logits {
@@ -56,49 +57,29 @@ impl<'m> Session<'m> {
     }
 
     /// Computes one layer into `y`. [`Model::parse`] proved every `None` below impossible.
-    fn layer(&mut self, op: &Op, y: &Tensor) -> Option<()> {
-        let model = self.model;
+    fn layer(&mut self, layer: &Layer<'_>, y: &Tensor) -> Option<()> {
+        let (model, op) = (self.model, &layer.op);
         match op {
-            Op::Conv2d {
-                input,
-                window,
-                weights,
-                requantize,
-            } => {
-                let x = tensor(model, *input)?;
-                let weights = ChannelWeights::new(model, weights, op.rows_and_k(x, y)?);
-                let rules = ChannelRules::new(model, requantize, y);
-                let (x, y, scratch) = self.buffers(x, y)?;
-                kernels::conv2d(x, window, &weights, &rules, y, scratch.get_mut(..weights.k)?);
+            Op::Conv2d { .. } | Op::Linear { .. } | Op::Logits { .. } => {
+                let convolution = Convolution::new(model, op, y)?;
+                if let Op::Conv2d {
+                    residual: Some(residual),
+                    ..
+                } = op
+                {
+                    self.bring_in_place(tensor(model, residual.input)?, y);
+                }
+                let (x, y, scratch) = self.buffers(tensor(model, op.inputs().next()?)?, y, layer.scratch)?;
+                if !isa::conv2d(&convolution, x.codes, y.codes, scratch) {
+                    kernels::conv2d(&convolution, x.codes, y.codes, scratch);
+                }
             }
-            Op::DepthwiseConv2d {
-                input,
-                window,
-                weights,
-                requantize,
-            } => {
-                let x = tensor(model, *input)?;
-                let weights = ChannelWeights::new(model, weights, op.rows_and_k(x, y)?);
-                let rules = ChannelRules::new(model, requantize, y);
-                let (x, y, scratch) = self.buffers(x, y)?;
-                kernels::depthwise_conv2d(x, window, &weights, &rules, y, scratch.get_mut(..weights.k)?);
-            }
-            Op::Linear {
-                input,
-                weights,
-                requantize,
-            } => {
-                let x = tensor(model, *input)?;
-                let weights = ChannelWeights::new(model, weights, op.rows_and_k(x, y)?);
-                let rules = ChannelRules::new(model, requantize, y);
-                let (x, y, scratch) = self.buffers(x, y)?;
-                kernels::linear(x, &weights, &rules, y, scratch.get_mut(..weights.k)?);
-            }
-            Op::Logits { input, weights } => {
-                let x = tensor(model, *input)?;
-                let weights = ChannelWeights::new(model, weights, op.rows_and_k(x, y)?);
-                let (x, y, scratch) = self.buffers(x, y)?;
-                kernels::logits(x, &weights, y, scratch.get_mut(..weights.k)?);
+            Op::DepthwiseConv2d { input, .. } => {
+                let convolution = Convolution::new(model, op, y)?;
+                let (x, y, scratch) = self.buffers(tensor(model, *input)?, y, layer.scratch)?;
+                if !isa::depthwise_conv2d(&convolution, x.codes, y.codes, scratch) {
+                    kernels::depthwise_conv2d(&convolution, x.codes, y.codes, scratch);
+                }
             }
             Op::Add {
                 a,
@@ -123,7 +104,7 @@ impl<'m> Session<'m> {
                 kernels::add(self.arena, range(a), range(b), range(y), rule);
             }
             Op::MaxPool { input, window } => {
-                let (x, y, _) = self.buffers(tensor(model, *input)?, y)?;
+                let (x, y, _) = self.buffers(tensor(model, *input)?, y, Scratch::default())?;
                 kernels::max_pool(x, window, y);
             }
             Op::AvgPool {
@@ -132,7 +113,7 @@ impl<'m> Session<'m> {
                 multiplier,
                 shift,
             } => {
-                let (x, y, _) = self.buffers(tensor(model, *input)?, y)?;
+                let (x, y, _) = self.buffers(tensor(model, *input)?, y, Scratch::default())?;
                 kernels::avg_pool(x, window, *multiplier, *shift, y);
             }
             Op::Subsample {
@@ -141,16 +122,35 @@ impl<'m> Session<'m> {
                 channels_before,
                 channels_after: _,
             } => {
-                let (x, y, _) = self.buffers(tensor(model, *input)?, y)?;
+                let (x, y, _) = self.buffers(tensor(model, *input)?, y, Scratch::default())?;
                 kernels::subsample(x, *stride, *channels_before, y);
             }
         }
         Some(())
     }
 
+    /// Copies a residual to where the sum will be, unless the plan has put it there already.
+    fn bring_in_place(&mut self, residual: &Tensor, y: &Tensor) {
+        let (from, to) = (range(residual), range(y));
+        if from != to && from.len() == to.len() && self.arena.len() >= from.end.max(to.end) {
+            self.arena.copy_within(from, to.start);
+        }
+    }
+
     /// The bytes of an input, an output and the scratch space, which never overlap.
-    fn buffers<'s>(&'s mut self, x: &'s Tensor, y: &'s Tensor) -> Option<(Input<'s>, Output<'s>, &'s mut [u8])> {
-        let scratch = self.model.scratch();
+    fn buffers<'s>(
+        &'s mut self,
+        x: &'s Tensor,
+        y: &'s Tensor,
+        scratch: Scratch,
+    ) -> Option<(Input<'s>, Output<'s>, &'s mut [u8])> {
+        let start = scratch.offset as usize;
+        // Where a layer has no scratch, its offset means nothing.
+        let scratch = if scratch.bytes == 0 {
+            0..0
+        } else {
+            start..start + scratch.bytes as usize
+        };
         let [x_codes, y_codes, scratch] = self.arena.get_disjoint_mut([range(x), range(y), scratch]).ok()?;
         Some((
             Input {

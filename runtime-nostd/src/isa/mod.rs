@@ -1,18 +1,38 @@
-//! Inner loops, one file an instruction set.
+//! What depends on the instruction set, one file each.
 //!
-//! Every file offers the same names with the same meaning, and the kernels call them as `isa::name`:
+//! A file offers [`conv2d`] and [`depthwise_conv2d`] for the shapes that it is good at, multiplying the packed weights where
+//! they lie. They say whether they took the layer; if not, the kernel that takes every shape does, over [`unpack`]ed rows.
+//! Which shapes a file takes is decided in one place, [`path`], so that a report made on the host is what the device does.
 //!
-//! - [`unpack`]: one packed row of weights of any width to one code a byte;
-//! - [`dot`]: dot product of activations and unpacked weights;
-//! - [`sum`]: sum of unpacked weights.
-//!
-//! A bit width is an unpacker, not a family of kernels, so that operators, widths and instruction sets add up instead of
-//! multiplying. Codes travel as `u8` with the bits of an `i8`: packed rows, activations in the arena and unpacked weights
-//! are then plain slices of the caller's bytes, without a cast. This folder is the only one that may ever allow unsafe code.
+//! The file is chosen by the compilation target alone (see `build.rs`). Codes travel as `u8` with the bits of an `i8`:
+//! activations in the arena and unpacked weights are then plain slices of the caller's bytes, without a cast. This folder is
+//! the only one that may allow unsafe code.
 
+mod path;
 mod portable;
 
+pub use path::{Isa, Path, path};
 pub(crate) use portable::{dot, sum, unpack};
+
+use crate::kernels::Convolution;
+
+/// A convolution or a fully connected layer. Returns whether it is done; if not, nothing is written.
+///
+/// # Shapes
+/// `x: [h, w, c_in]` | `y: [oh, ow, c_out]`, of `i32` for logits; with a residual it holds the other addend before
+pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
+    let _ = (layer, x, y, scratch);
+    false
+}
+
+/// A depthwise convolution. Returns whether it is done; if not, nothing is written.
+///
+/// # Shapes
+/// `x: [h, w, c]` | `y: [oh, ow, c]`
+pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
+    let _ = (layer, x, y, scratch);
+    false
+}
 
 #[cfg(test)]
 mod tests {
@@ -20,7 +40,7 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
-    use adcorda_formats::Width;
+    use adcorda_formats::{Order, Packing, Width};
 
     /// Longer than two vectors of any instruction set, with every remainder.
     const LENGTHS: core::ops::Range<usize> = 0..100;
@@ -51,14 +71,23 @@ mod tests {
 
     agrees_with_the_definition!(portable);
 
-    fn unpack(unpack: for<'r> fn(Width, &'r [u8], &'r mut [u8]) -> &'r [u8]) {
-        for width in Width::ALL {
-            for k in LENGTHS {
-                for salt in 0..8 {
-                    let packed: Vec<u8> = bytes(width.row_bytes(k), salt);
-                    let expected: Vec<u8> = (0..k).map(|i| width.decode(&packed, i) as u8).collect();
-                    let mut scratch = vec![0xA5; k];
-                    assert_eq!(unpack(width, &packed, &mut scratch), expected, "{width:?}, k = {k}");
+    fn unpack(unpack: fn(&Packing, &[u8], usize, &mut [u8])) {
+        for order in [Order::Blocks, Order::Channels] {
+            for width in Width::ALL {
+                for k in LENGTHS {
+                    let packing = Packing {
+                        order,
+                        width,
+                        rows: 7,
+                        k,
+                    };
+                    let packed = bytes(packing.bytes(), k as u32);
+                    for row in 0..packing.rows {
+                        let expected: Vec<u8> = (0..k).map(|i| packing.decode(&packed, row, i) as u8).collect();
+                        let mut codes = vec![0xA5; k];
+                        unpack(&packing, &packed, row, &mut codes);
+                        assert_eq!(codes, expected, "{packing:?}, row {row}");
+                    }
                 }
             }
         }

@@ -4,24 +4,60 @@
 //! nothing beyond SSE2; on a core without vectors it is an unrolled multiply-accumulate, with neither bounds checks nor
 //! 64-bit arithmetic.
 
-use adcorda_formats::Width;
+use adcorda_formats::{Order, Packing, Width};
 
 /// Codes handled per step: one 128-bit vector.
 const CHUNK: usize = 16;
 
-/// One packed row to one code a byte. Returns the codes: `scratch`, or `packed` itself where nothing is to unpack.
+/// One row of packed weights, to one code a byte.
 ///
 /// # Shapes
-/// `packed: [row_bytes(k)]`, first code in the lowest bits | `scratch: [k]`, overwritten
-#[inline]
-pub(crate) fn unpack<'r>(width: Width, packed: &'r [u8], scratch: &'r mut [u8]) -> &'r [u8] {
-    match width {
-        Width::W1 => unpack_codes::<1, 8>(packed, scratch, |bit| bit.wrapping_mul(2).wrapping_sub(1)),
-        Width::W2 => unpack_codes::<2, 4>(packed, scratch, |code| ((code << 6) as i8 >> 6) as u8),
-        Width::W4 => unpack_codes::<4, 2>(packed, scratch, |code| ((code << 4) as i8 >> 4) as u8),
-        Width::W8 => return packed.get(..scratch.len()).unwrap_or(packed),
+/// `packed`: at least [`Packing::bytes`] | `codes: [k]`, overwritten
+pub(crate) fn unpack(packing: &Packing, packed: &[u8], row: usize, codes: &mut [u8]) {
+    let rows = packing.block_rows();
+    let block = packed.get(row / rows * packing.block_bytes()..).unwrap_or_default();
+    let row = row % rows;
+    match (packing.order, packing.width) {
+        (Order::Channels, _) => {
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code = packing.decode(block, row, i) as u8;
+            }
+        }
+        (Order::Blocks, Width::W8) => {
+            let pairs = block.as_chunks::<8>().0.iter();
+            unpack_words(
+                pairs.map(|pair| [pair[4 * row], pair[4 * row + 1], pair[4 * row + 2], pair[4 * row + 3]]),
+                codes,
+            );
+        }
+        (Order::Blocks, Width::W4) => {
+            let bytes = |word: u32| [word, word >> 4, word >> 16, word >> 20].map(|bits| (bits as u8 & 0xF).wrapping_sub(8));
+            unpack_words(words(block).map(|word| bytes(word >> (8 * row))), codes);
+        }
+        // Rotated so that the row's codes are the lowest bits of the bytes, in order.
+        (Order::Blocks, Width::W2) => {
+            let (first, rotation) = (row % 2 == 0, lane(row, 4));
+            let code = |bits: u8| match first {
+                true => (bits & 0b11).wrapping_sub(1),
+                false => ((bits << 6) as i8 >> 6) as u8,
+            };
+            unpack_words(
+                words(block).map(|word| word.rotate_right(rotation).to_le_bytes().map(code)),
+                codes,
+            );
+        }
+        (Order::Blocks, Width::W1) => {
+            let rotation = lane(row, 1);
+            let code = |bits: u8| (bits & 1).wrapping_mul(2).wrapping_sub(1);
+            unpack_words(
+                words(block).map(|word| word.rotate_right(rotation)).map(|word| {
+                    let [a, b, c, d] = word.to_le_bytes();
+                    [a, b, c, d, a >> 4, b >> 4, c >> 4, d >> 4].map(code)
+                }),
+                codes,
+            );
+        }
     }
-    scratch
 }
 
 /// Sum of `x * w` over two slices of one length. Wraps, as every accumulator is proven to fit by the time it is complete.
@@ -42,19 +78,24 @@ pub(crate) fn sum(w: &[u8]) -> i32 {
     w.iter().fold(0, |acc: i32, &w| acc.wrapping_add(i32::from(w as i8)))
 }
 
-/// Unpacks `PER_BYTE` codes of `BITS` bits from each byte, lowest bits first.
+fn words(block: &[u8]) -> impl Iterator<Item = u32> {
+    block.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word))
+}
+
+/// Where a row's codes begin in the words of a block of four rows.
+fn lane(row: usize, per_pair: usize) -> u32 {
+    (14 * (row % 2) + per_pair * (row / 2)) as u32
+}
+
+/// Writes `N` codes a step; the last step may be cut short.
 #[inline(always)]
-fn unpack_codes<const BITS: usize, const PER_BYTE: usize>(packed: &[u8], codes: &mut [u8], decode: impl Fn(u8) -> u8) {
-    let mask = (1u8 << BITS) - 1;
-    let (whole, rest) = codes.as_chunks_mut::<PER_BYTE>();
-    let last = packed.get(whole.len()).copied().unwrap_or(0);
-    for (codes, &byte) in whole.iter_mut().zip(packed) {
-        for (position, code) in codes.iter_mut().enumerate() {
-            *code = decode((byte >> (position * BITS)) & mask);
-        }
+fn unpack_words<const N: usize>(mut steps: impl Iterator<Item = [u8; N]>, codes: &mut [u8]) {
+    let (whole, rest) = codes.as_chunks_mut::<N>();
+    for (codes, step) in whole.iter_mut().zip(&mut steps) {
+        *codes = step;
     }
-    for (position, code) in rest.iter_mut().enumerate() {
-        *code = decode((last >> (position * BITS)) & mask);
+    for (code, step) in rest.iter_mut().zip(steps.next().into_iter().flatten()) {
+        *code = step;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Operators, one file each, over plain slices.
 //!
-//! A kernel owns the geometry (windows, padding, channel order) and the order of work; the arithmetic inside a row of codes
-//! is [`crate::isa`]'s, the step from accumulator to code [`crate::requantize`]'s. Codes are `u8` with the bits of an `i8`.
+//! Kernels here take every shape on every target. What an instruction set does faster for many shapes is in [`crate::isa`],
+//! and is asked first. The step from accumulator to code is [`crate::requantize`]'s. Codes are `u8` with the bits of an `i8`.
 //!
 //! Shapes, strides and weight counts fit together because [`Model::parse`](adcorda_formats::Model::parse) checked them;
 //! so do the bounds that keep every 32-bit accumulator from overflowing. Accumulation is written with wrapping operations:
@@ -12,7 +12,6 @@ mod avg_pool;
 mod conv2d;
 mod depthwise_conv2d;
 mod input_table;
-mod linear;
 mod max_pool;
 mod subsample;
 
@@ -21,13 +20,12 @@ pub(crate) use avg_pool::avg_pool;
 pub(crate) use conv2d::conv2d;
 pub(crate) use depthwise_conv2d::depthwise_conv2d;
 pub(crate) use input_table::input_table;
-pub(crate) use linear::{linear, logits};
 pub(crate) use max_pool::max_pool;
 pub(crate) use subsample::subsample;
 
-use adcorda_formats::{I32Array, Model, Requantize, Tensor, Weights, Width};
+use adcorda_formats::{I32Array, Model, Op, Packing, Requantize, Tensor, Window};
 
-use crate::requantize::Requantizer;
+use crate::requantize::{AddRequantizer, Requantizer};
 
 /// A tensor to read.
 #[derive(Clone, Copy)]
@@ -44,69 +42,158 @@ pub(crate) struct Output<'a> {
     pub(crate) codes: &'a mut [u8],
 }
 
-/// A layer's packed weights and biases, one row an output channel.
-pub(crate) struct ChannelWeights<'m> {
-    pub(crate) width: Width,
-    /// Codes in a row.
-    pub(crate) k: usize,
-    packed: &'m [u8],
-    row_bytes: usize,
-    bias: I32Array<'m>,
+/// Height, width and channels of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    pub(crate) channels: usize,
 }
 
-impl<'m> ChannelWeights<'m> {
-    /// `rows` rows of `k` codes each.
-    pub(crate) fn new(model: &Model<'m>, weights: &Weights, (rows, k): (usize, usize)) -> Self {
-        ChannelWeights {
-            width: weights.width,
-            k,
-            packed: model.rows(weights, rows, k),
-            // At least 1, so that splitting an (impossible) empty row cannot panic.
-            row_bytes: weights.width.row_bytes(k).max(1),
-            bias: model.bias(weights, rows),
+impl From<&Tensor> for Shape {
+    fn from(tensor: &Tensor) -> Self {
+        Shape {
+            height: tensor.height.into(),
+            width: tensor.width.into(),
+            channels: tensor.channels.into(),
         }
     }
+}
 
-    /// Packed row and bias of every output channel, in order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'m [u8], i32)> {
-        self.packed.chunks_exact(self.row_bytes).zip(self.bias.iter())
+/// A layer with weights: a convolution, a depthwise convolution, or a fully connected layer, which is a 1x1 convolution of one
+/// pixel.
+pub(crate) struct Convolution<'m> {
+    pub(crate) x: Shape,
+    /// Code of real zero in the input: what padding reads as.
+    pub(crate) x_zero_point: i8,
+    pub(crate) y: Shape,
+    pub(crate) window: Window,
+    pub(crate) weights: ChannelWeights<'m>,
+    pub(crate) epilogue: Epilogue<'m>,
+}
+
+impl<'m> Convolution<'m> {
+    /// The layer that computes tensor `y` of `model`; `None` where it has no weights.
+    pub(crate) fn new(model: &Model<'m>, op: &Op, y: &Tensor) -> Option<Self> {
+        let tensor = |id: u8| model.tensors().get(usize::from(id));
+        let x = tensor(op.inputs().next()?)?;
+        let packing = op.packing(x, y)?;
+        let pixel = |channels| Shape {
+            height: 1,
+            width: 1,
+            channels,
+        };
+        let (x_shape, window) = match op.window() {
+            Some(window) => (x.into(), *window),
+            None => (pixel(packing.k), POINT),
+        };
+        let epilogue = match op.requantize() {
+            None => Epilogue::Logits,
+            Some(requantize) => {
+                let mut zero_point = y.zero_point;
+                let mut add = None;
+                if let Op::Conv2d {
+                    residual: Some(residual),
+                    ..
+                } = op
+                {
+                    zero_point = residual.zero_point;
+                    add = Some(AddRequantizer {
+                        mul_a: residual.mul_conv,
+                        mul_b: residual.mul_residual,
+                        shift: residual.shift,
+                        zero_point_a: residual.zero_point,
+                        zero_point_b: tensor(residual.input)?.zero_point,
+                        zero_point: y.zero_point,
+                        min: residual.min,
+                        max: residual.max,
+                    });
+                }
+                Epilogue::Codes {
+                    rules: ChannelRules::new(model, requantize, packing.rows, zero_point),
+                    residual: add,
+                }
+            }
+        };
+        let weights = op.weights()?;
+        Some(Convolution {
+            x: x_shape,
+            x_zero_point: x.zero_point,
+            y: y.into(),
+            window,
+            weights: ChannelWeights {
+                packing,
+                packed: model.packed(weights),
+                bias: model.bias(weights, packing.rows),
+            },
+            epilogue,
+        })
     }
 }
 
-/// A layer's requantization, one rule an output channel.
+/// The window of a fully connected layer.
+const POINT: Window = Window {
+    kernel_height: 1,
+    kernel_width: 1,
+    stride_height: 1,
+    stride_width: 1,
+    pad_top: 0,
+    pad_bottom: 0,
+    pad_left: 0,
+    pad_right: 0,
+};
+
+/// A layer's weights and biases.
+pub(crate) struct ChannelWeights<'m> {
+    pub(crate) packing: Packing,
+    /// All blocks, then the rest of the model's weights section, which may be read but means nothing here.
+    pub(crate) packed: &'m [u8],
+    /// `[rows]`
+    pub(crate) bias: I32Array<'m>,
+}
+
+/// What becomes of the accumulators.
+pub(crate) enum Epilogue<'m> {
+    /// Requantized. With a residual, the code is then added to the one that lies in its place in the output already.
+    Codes {
+        rules: ChannelRules<'m>,
+        residual: Option<AddRequantizer>,
+    },
+    /// Stored as they are, little-endian `i32`.
+    Logits,
+}
+
+/// A layer's requantization: [`Requantizer`]s that differ in the multiplier only.
 pub(crate) struct ChannelRules<'m> {
-    multiplier: I32Array<'m>,
-    shift: &'m [u8],
-    zero_point: i8,
-    min: i8,
-    max: i8,
+    /// `[rows]`
+    pub(crate) multiplier: I32Array<'m>,
+    pub(crate) shift: u8,
+    pub(crate) zero_point: i8,
+    pub(crate) min: i8,
+    pub(crate) max: i8,
 }
 
 impl<'m> ChannelRules<'m> {
-    /// For the output `y`.
-    pub(crate) fn new(model: &Model<'m>, requantize: &Requantize, y: &Tensor) -> Self {
-        let channels = usize::from(y.channels);
+    fn new(model: &Model<'m>, requantize: &Requantize, rows: usize, zero_point: i8) -> Self {
         ChannelRules {
-            multiplier: model.multiplier(requantize, channels),
-            shift: model.shift(requantize, channels),
-            zero_point: y.zero_point,
+            multiplier: model.multiplier(requantize, rows),
+            shift: requantize.shift,
+            zero_point,
             min: requantize.min,
             max: requantize.max,
         }
     }
 
-    /// The rule of every output channel, in order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Requantizer> {
-        self.multiplier
-            .iter()
-            .zip(self.shift)
-            .map(|(multiplier, &shift)| Requantizer {
-                multiplier,
-                shift,
-                zero_point: self.zero_point,
-                min: self.min,
-                max: self.max,
-            })
+    /// The rule of one output channel.
+    #[inline]
+    pub(crate) fn rule(&self, multiplier: i32) -> Requantizer {
+        Requantizer {
+            multiplier,
+            shift: self.shift,
+            zero_point: self.zero_point,
+            min: self.min,
+            max: self.max,
+        }
     }
 }
 
