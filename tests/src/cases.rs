@@ -5,7 +5,8 @@
 //! every machine, and a new case changes no other.
 
 use adcorda_formats::{
-    Element, Graph, Layer, Op, Plan, Provenance, Requantize, Scale, Section, Tensor, TensorId, Weights, Width, Window,
+    Element, Graph, Layer, Model, Op, Order, Provenance, Requantize, Residual, Scale, Scratch, Section, Tensor, TensorId,
+    Weights, Width, Window,
 };
 
 /// A model and images to run it on.
@@ -20,21 +21,26 @@ pub struct Case {
 }
 
 /// Every case, in the same order and with the same bytes each time.
+///
+/// Each comes in two arenas: a tight one with tensors at odd places, and one with the room and the alignment that fast kernels
+/// want.
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     for width in Width::ALL {
         cases.extend(conv2d(width));
+        cases.extend(fused(width));
         cases.extend(depthwise_conv2d(width));
         cases.push(linear(width));
         cases.extend(logits(width));
         cases.push(ends(width));
+        cases.push(ends_long(width));
     }
     cases.extend(requantization());
     cases.extend(add());
     cases.extend(pools());
     cases.extend(subsample());
     cases.extend(networks());
-    cases
+    cases.into_iter().flat_map(|case| [case.roomy(), case]).collect()
 }
 
 /// The case of that name: for tests that need one real model.
@@ -63,6 +69,44 @@ fn conv2d(width: Width) -> Vec<Case> {
         case("5x5_larger_than_input", [3, 2, 1], 5, window([5, 5], [1, 1], [4, 2, 3, 2])),
         // Rows are left over below, columns on the right.
         case("3x1_strides", [7, 8, 5], 1, window([3, 1], [2, 3], [1, 0, 0, 0])),
+        // The shapes of ResNets, small: pixels and channels that leave a remainder in every kind of block.
+        case("3x3_c16", [5, 5, 16], 10, window([3, 3], [1, 1], [1; 4])),
+        case("3x3_c32_stride2", [8, 8, 32], 7, window([3, 3], [2, 2], [0, 1, 0, 1])),
+        case("3x3_c4", [3, 7, 4], 9, window([3, 3], [1, 2], [1; 4])),
+        case("3x3_rgb", [6, 7, 3], 16, window([3, 3], [1, 1], [1; 4])),
+        case("3x3_no_padding", [5, 6, 16], 4, window([3, 3], [1, 1], [0; 4])),
+        case("1x1_c16_stride2", [5, 6, 16], 12, window([1, 1], [2, 2], [0; 4])),
+        case("1x1_c48", [3, 5, 48], 6, window([1, 1], [1, 1], [0; 4])),
+        case("1x1_two_pixels", [1, 2, 16], 5, window([1, 1], [1, 1], [0; 4])),
+        case("5x3_c8", [5, 4, 8], 6, window([5, 3], [1, 1], [2, 2, 1, 1])),
+        // Longer than a 16-bit or a 14-bit lane can sum.
+        case("3x3_c128", [2, 3, 128], 5, window([3, 3], [1, 1], [1; 4])),
+    ]
+}
+
+/// Convolutions with a residual, over it or beside it.
+fn fused(width: Width) -> Vec<Case> {
+    let case = |name: &str, shape: [usize; 3], sum: Sum, in_place: bool| {
+        let mut net = Net::new(format!("fused_{}_{name}", width.name()), shape);
+        let same = window([3, 3], [1, 1], [1; 4]);
+        let x = net.conv2d(0, same, 16, Matrix::random(width));
+        let shortcut = net.conv2d(0, window([1, 1], [1, 1], [0; 4]), 16, Matrix::random(Width::W8));
+        net.conv2d_residual(x, same, Matrix::random(width), sum, shortcut, in_place.then_some(shortcut));
+        net.finish(width, 3)
+    };
+    let plain = Sum::new(17_000, 15_000, 15);
+    let narrow = Sum {
+        min: -100,
+        max: 90,
+        ..plain
+    };
+    vec![
+        case("in_place", [5, 5, 8], plain, true),
+        case("beside", [4, 4, 4], plain, false),
+        case("one_pixel", [1, 1, 16], plain, true),
+        case("ends", [3, 3, 8], Sum::new(32_767, 32_767, 16), true),
+        case("clamp", [3, 4, 8], narrow, true),
+        case("ends_deep", [3, 4, 8], Sum::new(32_767, 32_767, 30), true),
     ]
 }
 
@@ -76,6 +120,9 @@ fn depthwise_conv2d(width: Width) -> Vec<Case> {
         case("3x3_pad", [5, 4, 5], window([3, 3], [1, 1], [1; 4])),
         case("5x2_strides", [4, 7, 17], window([5, 2], [1, 2], [3, 4, 0, 1])),
         case("1x1", [3, 3, 3], window([1, 1], [2, 1], [0; 4])),
+        case("3x3_c16", [6, 5, 16], window([3, 3], [1, 1], [1; 4])),
+        case("3x3_c24_stride2", [7, 8, 24], window([3, 3], [2, 2], [0, 1, 0, 1])),
+        case("3x3_c8_narrow", [9, 1, 8], window([3, 3], [1, 1], [1; 4])),
     ]
 }
 
@@ -124,48 +171,56 @@ fn ends(width: Width) -> Case {
     case
 }
 
-/// What `Requantize` allows, to its ends; one row a rule.
+/// Inputs and weights at their ends for as long as `k` is in any usual network: what lanes of a wider word must not overflow at.
+fn ends_long(width: Width) -> Case {
+    let mut net = Net::new(format!("ends_long_{}", width.name()), [1, 4, 128]).input_codes(Table::Identity);
+    net.zero_point(0, -128);
+    let matrix = Matrix {
+        codes: Codes::Ends,
+        ..Matrix::random(width)
+    };
+    net.conv2d(0, window([3, 3], [1, 1], [1; 4]), 8, matrix);
+    let mut case = net.finish(width, 2);
+    case.images = extreme_images(4 * 128);
+    case
+}
+
+/// What `Requantize` allows, to its ends; one row a multiplier.
 fn requantization() -> Vec<Case> {
     const LARGEST: i32 = i32::MAX;
     const SMALLEST: i32 = 1 << 30;
-    let every_pixel = |name: &str, width, rules: &[(i32, u8)], (min, max), bias| {
+    let every_pixel = |name: &str, width, (multipliers, shift): (&[i32], u8), (min, max), bias| {
         let mut net = Net::new(name.to_string(), [16, 16, 1]).input_codes(Table::Identity);
         let matrix = Matrix {
             width,
             codes: Codes::Random,
             bias,
-            rules: Rules::Fixed(rules.to_vec(), min, max),
+            rules: Rules::Fixed(multipliers.to_vec(), shift, min, max),
         };
-        net.conv2d(0, window([1, 1], [1, 1], [0; 4]), rules.len(), matrix);
+        net.conv2d(0, window([1, 1], [1, 1], [0; 4]), multipliers.len(), matrix);
         let mut case = net.finish(Width::W2, 2);
         case.images = vec![(0..=255).collect(), (0..=255).rev().collect()];
         case
     };
-    let ties = [(SMALLEST, 31), (-SMALLEST, 31), (SMALLEST, 32), (-SMALLEST, 33)];
-    let far = [
-        (LARGEST, 1),
-        (-LARGEST, 1),
-        (SMALLEST, 1),
-        (LARGEST, 62),
-        (-LARGEST, 62),
-        (SMALLEST, 62),
-        (-SMALLEST, 62),
-        (LARGEST, 31),
-        (0, 1),
-        (0, 62),
-    ];
-    let negative = [(-LARGEST, 36), (-SMALLEST, 35), (-0x5555_5555, 37)];
-    let plain = [(SMALLEST, 32), (LARGEST, 34)];
+    let far = [LARGEST, -LARGEST, i32::MIN, SMALLEST, -SMALLEST, 0, 1];
+    let ties = [SMALLEST, -SMALLEST, 3 << 28];
+    let negative = [-LARGEST, -SMALLEST, -0x5555_5555];
+    let plain = [SMALLEST, LARGEST];
     vec![
-        every_pixel("requantize_ties", Width::W1, &ties, (-128, 127), Bias::Zero),
-        every_pixel("requantize_ends", Width::W8, &far, (-128, 127), Bias::Ends),
-        every_pixel("requantize_ends_small", Width::W8, &far, (-128, 127), Bias::Zero),
-        every_pixel("requantize_negative", Width::W8, &negative, (-128, 127), Bias::Zero),
-        every_pixel("requantize_zero", Width::W4, &[(0, 31)], (-128, 127), Bias::Random),
-        every_pixel("clamp_one_value", Width::W4, &plain, (-77, -77), Bias::Zero),
-        every_pixel("clamp_lowest", Width::W4, &plain, (-128, -128), Bias::Zero),
-        every_pixel("clamp_highest", Width::W4, &plain, (127, 127), Bias::Zero),
-        every_pixel("clamp_narrow", Width::W2, &plain, (-3, 20), Bias::Zero),
+        every_pixel("requantize_ties", Width::W1, (&ties, 31), (-128, 127), Bias::Zero),
+        every_pixel("requantize_ties_32", Width::W1, (&ties, 32), (-128, 127), Bias::Zero),
+        every_pixel("requantize_ends_1", Width::W8, (&far, 1), (-128, 127), Bias::Ends),
+        every_pixel("requantize_ends_31", Width::W8, (&far, 31), (-128, 127), Bias::Ends),
+        every_pixel("requantize_ends_32", Width::W8, (&far, 32), (-128, 127), Bias::Ends),
+        every_pixel("requantize_ends_62", Width::W8, (&far, 62), (-128, 127), Bias::Ends),
+        every_pixel("requantize_ends_small_1", Width::W8, (&far, 1), (-128, 127), Bias::Zero),
+        every_pixel("requantize_ends_small_32", Width::W8, (&far, 32), (-128, 127), Bias::Zero),
+        every_pixel("requantize_negative", Width::W8, (&negative, 36), (-128, 127), Bias::Zero),
+        every_pixel("requantize_zero", Width::W4, (&[0], 32), (-128, 127), Bias::Random),
+        every_pixel("clamp_one_value", Width::W4, (&plain, 32), (-77, -77), Bias::Zero),
+        every_pixel("clamp_lowest", Width::W4, (&plain, 32), (-128, -128), Bias::Zero),
+        every_pixel("clamp_highest", Width::W4, (&plain, 34), (127, 127), Bias::Zero),
+        every_pixel("clamp_narrow", Width::W2, (&plain, 32), (-3, 20), Bias::Zero),
     ]
 }
 
@@ -367,7 +422,7 @@ impl Matrix {
 enum Codes {
     /// Any of the width.
     Random,
-    /// All lowest in even rows, all highest in odd ones.
+    /// All lowest in some rows, all highest in the others.
     Ends,
     /// This one.
     Constant(i8),
@@ -387,8 +442,8 @@ enum Bias {
 enum Rules {
     /// So that most outputs lie within the range of a code, with multipliers of both signs.
     Fitted,
-    /// These multipliers and shifts, row after row, with this clamp.
-    Fixed(Vec<(i32, u8)>, i8, i8),
+    /// These multipliers, row after row, with this shift and this clamp.
+    Fixed(Vec<i32>, u8, i8, i8),
 }
 
 /// The numbers of an `Add`.
@@ -463,7 +518,7 @@ impl Net {
 
     fn conv2d(&mut self, input: TensorId, window: Window, channels: usize, matrix: Matrix) -> TensorId {
         let k = window.positions() * self.shape(input)[2];
-        let weights = self.weights(input, channels, k, &matrix);
+        let weights = self.weights(Order::Blocks, input, channels, k, &matrix);
         let requantize = self.requantize(channels, k, &matrix);
         let shape = self.windowed(input, &window, channels);
         let op = Op::Conv2d {
@@ -471,13 +526,42 @@ impl Net {
             window,
             weights,
             requantize,
+            residual: None,
         };
         self.rescaling(op, shape)
     }
 
+    /// A convolution to as many channels as `residual` has, which is then added. In the place of `over`, where given.
+    fn conv2d_residual(
+        &mut self,
+        input: TensorId,
+        window: Window,
+        matrix: Matrix,
+        sum: Sum,
+        residual: TensorId,
+        over: Option<TensorId>,
+    ) -> TensorId {
+        let output = self.conv2d(input, window, self.shape(residual)[2], matrix);
+        let zero_point = self.tensors[usize::from(output)].zero_point;
+        if let Some(Op::Conv2d { residual: slot, .. }) = self.ops.last_mut() {
+            *slot = Some(Residual {
+                input: residual,
+                zero_point,
+                mul_conv: sum.mul_a,
+                mul_residual: sum.mul_b,
+                shift: sum.shift,
+                min: sum.min,
+                max: sum.max,
+            });
+        }
+        self.over[usize::from(output)] = over;
+        self.tensors[usize::from(output)].zero_point = self.random.code();
+        output
+    }
+
     fn depthwise_conv2d(&mut self, input: TensorId, window: Window, matrix: Matrix) -> TensorId {
         let (channels, k) = (self.shape(input)[2], window.positions());
-        let weights = self.weights(input, channels, k, &matrix);
+        let weights = self.weights(Order::Channels, input, channels, k, &matrix);
         let requantize = self.requantize(channels, k, &matrix);
         let shape = self.windowed(input, &window, channels);
         let op = Op::DepthwiseConv2d {
@@ -491,7 +575,7 @@ impl Net {
 
     fn linear(&mut self, input: TensorId, channels: usize, matrix: Matrix) -> TensorId {
         let k = self.shape(input).iter().product();
-        let weights = self.weights(input, channels, k, &matrix);
+        let weights = self.weights(Order::Blocks, input, channels, k, &matrix);
         let requantize = self.requantize(channels, k, &matrix);
         let op = Op::Linear {
             input,
@@ -503,7 +587,7 @@ impl Net {
 
     fn logits(&mut self, input: TensorId, classes: usize, matrix: Matrix) {
         let k = self.shape(input).iter().product();
-        let weights = self.weights(input, classes, k, &matrix);
+        let weights = self.weights(Order::Blocks, input, classes, k, &matrix);
         self.ops.push(Op::Logits { input, weights });
         self.push_tensor([1, 1, classes], Element::I32, 0, None);
     }
@@ -577,7 +661,7 @@ impl Net {
             (0..pixels).map(|_| self.random.within(0, 1) as u8 * 255).collect(),
         ];
         let input_table = self.section.push_table(&self.table);
-        let plan = self.plan();
+        let (arena_bytes, scratch) = self.place();
         let name = self.name;
         let graph = Graph {
             name: &name,
@@ -585,10 +669,18 @@ impl Net {
                 top1: u16::MAX,
                 ..Provenance::default()
             },
-            plan,
+            arena_bytes,
             input_table,
             tensors: self.tensors,
-            layers: self.ops.iter().map(|&op| Layer { name: op.name(), op }).collect(),
+            layers: self
+                .ops
+                .iter()
+                .map(|&op| Layer {
+                    name: op.name(),
+                    op,
+                    scratch,
+                })
+                .collect(),
             labels: Vec::new(),
         };
         let classes = graph.tensors[graph.tensors.len() - 1].channels;
@@ -604,40 +696,12 @@ impl Net {
 
     /// Puts each tensor at the lowest offset at which it meets none that is in use. The scratch range comes first in every
     /// other case: as `k` is often odd, so are then the offsets.
-    fn plan(&mut self) -> Plan {
-        let scratch = self.scratch as u32;
-        let start = if self.random.within(0, 1) == 0 { scratch } else { 0 };
-        let last_reader = |tensor: usize| {
-            let reads = |op: &Op| op.inputs().any(|input| usize::from(input) == tensor);
-            self.ops.iter().rposition(reads)
-        };
-        let mut end = start;
-        for t in 0..self.tensors.len() {
-            let bytes = self.tensors[t].bytes() as u32;
-            let alignment = self.tensors[t].element.bytes() as u32;
-            let in_use: Vec<&Tensor> = (0..t)
-                .filter(|&other| last_reader(other) >= Some(t - 1))
-                .map(|other| &self.tensors[other])
-                .collect();
-            let free = |offset: &u32| {
-                let apart = |other: &&Tensor| offset + bytes <= other.offset || other.offset + other.bytes() as u32 <= *offset;
-                in_use.iter().all(apart)
-            };
-            let offset = match self.over[t] {
-                Some(other) => self.tensors[usize::from(other)].offset,
-                None => (start.next_multiple_of(alignment)..)
-                    .step_by(alignment as usize)
-                    .find(free)
-                    .expect("there is room after the last tensor"),
-            };
-            self.tensors[t].offset = offset;
-            end = end.max(offset + bytes);
-        }
-        Plan {
-            arena_bytes: end + scratch - start,
-            scratch_offset: if start == 0 { end } else { 0 },
-            scratch_bytes: scratch,
-        }
+    fn place(&mut self) -> (u32, Scratch) {
+        let bytes = self.scratch as u32;
+        let start = if self.random.within(0, 1) == 0 { bytes } else { 0 };
+        let end = place(&mut self.tensors, &self.ops, &self.over, start, 1);
+        let offset = if start == 0 { end } else { 0 };
+        (end + bytes - start, Scratch { offset, bytes })
     }
 
     fn shape(&self, tensor: TensorId) -> [usize; 3] {
@@ -678,14 +742,15 @@ impl Net {
         (self.tensors.len() - 1) as TensorId
     }
 
-    fn weights(&mut self, input: TensorId, rows: usize, k: usize, matrix: &Matrix) -> Weights {
+    fn weights(&mut self, order: Order, input: TensorId, rows: usize, k: usize, matrix: &Matrix) -> Weights {
         let width = matrix.width;
         let mut codes = Vec::new();
         for row in 0..rows {
             for _ in 0..k {
                 codes.push(match matrix.codes {
                     Codes::Random => self.random.weight(width),
-                    Codes::Ends if row % 2 == 0 => width.min_code(),
+                    // Both and each of two rows that share a lane.
+                    Codes::Ends if matches!(row % 8, 0 | 3 | 6 | 7) => width.min_code(),
                     Codes::Ends => width.max_code(),
                     Codes::Constant(code) => code,
                 });
@@ -709,37 +774,102 @@ impl Net {
         self.scratch = self.scratch.max(k);
         Weights {
             width,
-            offset: self.section.push_rows(width, &codes, k).expect("codes of the width"),
+            offset: self.section.push_rows(order, width, &codes, k).expect("codes of the width"),
             bias: self.section.push_i32s(&bias),
         }
     }
 
     fn requantize(&mut self, rows: usize, k: usize, matrix: &Matrix) -> Requantize {
-        let (rules, min, max) = match &matrix.rules {
+        let (multipliers, shift, min, max) = match &matrix.rules {
             Rules::Fitted => {
                 // The accumulator's usual magnitude is 100 * sqrt(k) * w, in bits; a code has 7.
                 let weight = match matrix.bias {
                     Bias::Ends => 24,
                     Bias::Random | Bias::Zero => matrix.width.max_magnitude().ilog2() + k.ilog2() / 2,
                 };
-                let shift = (32 + weight) as u8;
-                let rules: Vec<_> = (0..rows)
+                let multipliers = (0..rows)
                     .map(|_| {
-                        let multiplier = self.random.within(1 << 30, i32::MAX as usize) as i32;
+                        let multiplier = self.random.within(1 << 30, i32::MAX as usize) as i32 >> weight;
                         let sign = if self.random.within(0, 3) == 0 { -1 } else { 1 };
-                        (sign * multiplier, shift)
+                        sign * multiplier
                     })
                     .collect();
-                (rules, -128, 127)
+                (multipliers, 32, -128, 127)
             }
-            Rules::Fixed(rules, min, max) => (rules.iter().copied().cycle().take(rows).collect(), *min, *max),
+            Rules::Fixed(multipliers, shift, min, max) => (multipliers.clone(), *shift, *min, *max),
         };
-        let (multiplier, shift): (Vec<i32>, Vec<u8>) = rules.into_iter().unzip();
         Requantize {
-            multiplier: self.section.push_i32s(&multiplier),
-            shift: self.section.push_u8s(&shift),
+            multiplier: self.section.push_i32s(&multipliers),
+            shift,
             min,
             max,
+        }
+    }
+}
+
+/// Sets the offset of each tensor: the lowest multiple of `alignment` from `start` at which it meets none that is in use, or that
+/// of the tensor that it is to lie `over`. Gives the end.
+fn place(tensors: &mut [Tensor], ops: &[Op], over: &[Option<TensorId>], start: u32, alignment: u32) -> u32 {
+    let last_reader = |tensor: usize| {
+        let reads = |op: &Op| op.inputs().any(|input| usize::from(input) == tensor);
+        ops.iter().rposition(reads)
+    };
+    let mut end = start;
+    for t in 0..tensors.len() {
+        let bytes = tensors[t].bytes() as u32;
+        let alignment = alignment.max(tensors[t].element.bytes() as u32);
+        let in_use: Vec<Tensor> = (0..t)
+            .filter(|&other| last_reader(other) >= Some(t - 1))
+            .map(|other| tensors[other])
+            .collect();
+        let free = |offset: &u32| {
+            let apart = |other: &Tensor| offset + bytes <= other.offset || other.offset + other.bytes() as u32 <= *offset;
+            in_use.iter().all(apart)
+        };
+        tensors[t].offset = match over[t] {
+            Some(other) => tensors[usize::from(other)].offset,
+            None => (start.next_multiple_of(alignment)..)
+                .step_by(alignment as usize)
+                .find(free)
+                .expect("there is room after the last tensor"),
+        };
+        end = end.max(tensors[t].offset + bytes);
+    }
+    end
+}
+
+impl Case {
+    /// The same network in an arena with room for the columns of eight pixels and all tensors at multiples of 8.
+    fn roomy(&self) -> Case {
+        let model = Model::parse(&self.model).expect("a valid model");
+        let mut graph = Graph::from(&model);
+        let ops: Vec<Op> = graph.layers.iter().map(|layer| layer.op).collect();
+        let mut over = vec![None];
+        for (op, y) in ops.iter().zip(&graph.tensors[1..]) {
+            let under = |&x: &TensorId| op.may_overwrite(x) && graph.tensors[usize::from(x)].offset == y.offset;
+            over.push(op.inputs().find(under));
+        }
+        let offset = place(&mut graph.tensors, &ops, &over, 0, 8).next_multiple_of(8);
+        let mut most = 0;
+        for (layer, y) in graph.layers.iter_mut().zip(&graph.tensors[1..]) {
+            let x = layer.op.inputs().next().expect("an input");
+            let x = &graph.tensors[usize::from(x)];
+            let bytes = match (layer.op.packing(x, y), layer.op.window()) {
+                (Some(packing), Some(window)) if packing.order == Order::Channels => {
+                    let columns = usize::from(x.width) + usize::from(window.kernel_width);
+                    8 * usize::from(window.kernel_height) * columns + 16 * packing.k + 64
+                }
+                (Some(packing), _) => 8 * packing.k.next_multiple_of(32),
+                (None, _) => 0,
+            } as u32;
+            layer.scratch = Scratch { offset, bytes };
+            most = most.max(bytes);
+        }
+        graph.arena_bytes = offset + most;
+        Case {
+            name: format!("{}_roomy", self.name),
+            model: graph.to_model_bytes(model.weights_section()).expect("a valid model"),
+            images: self.images.clone(),
         }
     }
 }
@@ -777,7 +907,7 @@ impl Random {
         let (low, high) = (i32::from(width.min_code()), i32::from(width.max_code()));
         loop {
             let code = (low + self.within(0, (high - low) as usize) as i32) as i8;
-            if width.encode(code).is_some() {
+            if width != Width::W1 || code != 0 {
                 return code;
             }
         }
@@ -787,8 +917,6 @@ impl Random {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
-
-    use adcorda_formats::Model;
 
     use super::*;
     use crate::oracle;
@@ -851,8 +979,8 @@ mod tests {
                 })
                 .sum();
             assert!(macs < 200_000, "{}: {macs} multiply-accumulates", case.name);
-            assert!(case.model.len() < 10_000, "{}: {} bytes", case.name, case.model.len());
-            assert!(model.arena_bytes() < 10_000, "{}: {} bytes", case.name, model.arena_bytes());
+            assert!(case.model.len() < 50_000, "{}: {} bytes", case.name, case.model.len());
+            assert!(model.arena_bytes() < 20_000, "{}: {} bytes", case.name, model.arena_bytes());
         }
     }
 

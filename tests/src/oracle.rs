@@ -2,9 +2,9 @@
 //!
 //! It shares no code with the runtime, keeps every tensor in a vector of its own (no arena, so that no overlap can hide) and
 //! computes in `i64`. It is slow, and meant to be read beside the page. The formats crate reads the file and decodes single
-//! weights ([`Width::decode`](adcorda_formats::Width::decode)); all else is here.
+//! weights ([`Packing::decode`]); all else is here.
 
-use adcorda_formats::{Element, Model, Op, Requantize, Tensor, Weights, Window};
+use adcorda_formats::{Element, Model, Op, Order, Packing, Requantize, Residual, Tensor, Weights, Window};
 
 /// Runs `model` over one image: `pixels` in the shape of tensor 0, `u8`, HWC.
 ///
@@ -27,7 +27,15 @@ pub fn run(model: &Model<'_>, pixels: &[u8]) -> Vec<Vec<u8>> {
                 window,
                 weights,
                 requantize,
-            } => conv2d(model, x(input), &window, &weights, &requantize, y),
+                residual,
+            } => {
+                let zero_point = residual.map_or(y.zero_point, |residual| residual.zero_point);
+                let codes = conv2d(model, x(input), &window, &weights, &requantize, y, zero_point);
+                match residual {
+                    Some(residual) => add_residual(&codes, x(residual.input), &residual, y),
+                    None => codes,
+                }
+            }
             Op::DepthwiseConv2d {
                 input,
                 window,
@@ -86,14 +94,22 @@ fn input(model: &Model<'_>, pixels: &[u8]) -> Vec<u8> {
 }
 
 /// `x: [h, w, c_in]` | weights `[c_out, kh, kw, c_in]` | `y: [oh, ow, c_out]`
-fn conv2d(model: &Model<'_>, x: Activation<'_>, window: &Window, w: &Weights, r: &Requantize, y: &Tensor) -> Vec<i64> {
+fn conv2d(
+    model: &Model<'_>,
+    x: Activation<'_>,
+    window: &Window,
+    w: &Weights,
+    r: &Requantize,
+    y: &Tensor,
+    zero_point: i8,
+) -> Vec<i64> {
     let (kh, kw, c_in) = (
         usize::from(window.kernel_height),
         usize::from(window.kernel_width),
         usize::from(x.shape.channels),
     );
     let (oh, ow, c_out) = shape(y);
-    let matrix = Matrix::new(model, w, c_out, kh * kw * c_in);
+    let matrix = Matrix::new(model, w, Order::Blocks, c_out, kh * kw * c_in);
     let mut codes = Vec::new();
     for oy in 0..oh {
         for ox in 0..ow {
@@ -108,7 +124,7 @@ fn conv2d(model: &Model<'_>, x: Activation<'_>, window: &Window, w: &Weights, r:
                         }
                     }
                 }
-                codes.push(requantize(model, r, c_out, o, acc, y));
+                codes.push(requantize(model, r, c_out, o, acc, zero_point));
             }
         }
     }
@@ -126,7 +142,7 @@ fn depthwise_conv2d(
 ) -> Vec<i64> {
     let (kh, kw) = (usize::from(window.kernel_height), usize::from(window.kernel_width));
     let (oh, ow, channels) = shape(y);
-    let matrix = Matrix::new(model, w, channels, kh * kw);
+    let matrix = Matrix::new(model, w, Order::Channels, channels, kh * kw);
     let mut codes = Vec::new();
     for oy in 0..oh {
         for ox in 0..ow {
@@ -139,7 +155,7 @@ fn depthwise_conv2d(
                         acc.add(code * matrix.weight(c, ky * kw + kx));
                     }
                 }
-                codes.push(requantize(model, r, channels, c, acc, y));
+                codes.push(requantize(model, r, channels, c, acc, y.zero_point));
             }
         }
     }
@@ -149,16 +165,29 @@ fn depthwise_conv2d(
 /// `x: [h, w, c_in]` | weights `[c_out, h * w * c_in]` | `y: [1, 1, c_out]`
 fn linear(model: &Model<'_>, x: Activation<'_>, w: &Weights, r: &Requantize, y: &Tensor) -> Vec<i64> {
     let (_, _, c_out) = shape(y);
-    let matrix = Matrix::new(model, w, c_out, x.shape.elements());
-    let row = |o| requantize(model, r, c_out, o, dot(&matrix, x, o), y);
+    let matrix = Matrix::new(model, w, Order::Blocks, c_out, x.shape.elements());
+    let row = |o| requantize(model, r, c_out, o, dot(&matrix, x, o), y.zero_point);
     (0..c_out).map(row).collect()
 }
 
 /// `x: [h, w, c_in]` | weights `[classes, h * w * c_in]` | `y: [1, 1, classes]`
 fn logits(model: &Model<'_>, x: Activation<'_>, w: &Weights, y: &Tensor) -> Vec<i64> {
     let (_, _, classes) = shape(y);
-    let matrix = Matrix::new(model, w, classes, x.shape.elements());
+    let matrix = Matrix::new(model, w, Order::Blocks, classes, x.shape.elements());
     (0..classes).map(|o| dot(&matrix, x, o).sum).collect()
+}
+
+/// `v`: the convolution's codes, in the shape of `y`
+fn add_residual(v: &[i64], x: Activation<'_>, residual: &Residual, y: &Tensor) -> Vec<i64> {
+    let (zero_v, zero_x) = (i64::from(residual.zero_point), i64::from(x.shape.zero_point));
+    let mut codes = Vec::new();
+    for (i, &v) in v.iter().enumerate() {
+        let conv = (v - zero_v) * i64::from(residual.mul_conv);
+        let sum = conv + (x.flat(i) - zero_x) * i64::from(residual.mul_residual);
+        let code = i64::from(y.zero_point) + round_shift(sum, residual.shift);
+        codes.push(code.clamp(residual.min.into(), residual.max.into()));
+    }
+    codes
 }
 
 fn dot(matrix: &Matrix<'_>, x: Activation<'_>, o: usize) -> Accumulator {
@@ -248,9 +277,9 @@ fn round_shift(x: i64, s: u8) -> i64 {
     (x + (1 << (s - 1))) >> s
 }
 
-fn requantize(model: &Model<'_>, r: &Requantize, rows: usize, c: usize, acc: Accumulator, y: &Tensor) -> i64 {
+fn requantize(model: &Model<'_>, r: &Requantize, rows: usize, c: usize, acc: Accumulator, zero_point: i8) -> i64 {
     let multiplier = i64::from(model.multiplier(r, rows).get(c));
-    let code = i64::from(y.zero_point) + round_shift(acc.sum * multiplier, model.shift(r, rows)[c]);
+    let code = i64::from(zero_point) + round_shift(acc.sum * multiplier, r.shift);
     code.clamp(r.min.into(), r.max.into())
 }
 
@@ -299,29 +328,25 @@ impl Activation<'_> {
 struct Matrix<'a> {
     model: &'a Model<'a>,
     weights: &'a Weights,
-    rows: usize,
-    packed: &'a [u8],
-    row_bytes: usize,
+    packing: Packing,
 }
 
 impl<'a> Matrix<'a> {
-    fn new(model: &'a Model<'a>, weights: &'a Weights, rows: usize, k: usize) -> Self {
+    fn new(model: &'a Model<'a>, weights: &'a Weights, order: Order, rows: usize, k: usize) -> Self {
+        let width = weights.width;
         Matrix {
             model,
             weights,
-            rows,
-            packed: model.rows(weights, rows, k),
-            row_bytes: 4 * (k * weights.width.bits() as usize).div_ceil(32),
+            packing: Packing { order, width, rows, k },
         }
     }
 
     fn weight(&self, row: usize, i: usize) -> i64 {
-        let packed = &self.packed[row * self.row_bytes..][..self.row_bytes];
-        i64::from(self.weights.width.decode(packed, i))
+        i64::from(self.packing.decode(self.model.packed(self.weights), row, i))
     }
 
     fn bias(&self, row: usize) -> i64 {
-        i64::from(self.model.bias(self.weights, self.rows).get(row))
+        i64::from(self.model.bias(self.weights, self.packing.rows).get(row))
     }
 }
 
