@@ -326,13 +326,7 @@ impl Op {
     /// otherwise.
     pub fn inputs(&self) -> impl Iterator<Item = TensorId> + use<> {
         let (first, second) = match *self {
-            Op::Conv2d { input, residual, .. } => (
-                input,
-                match residual {
-                    Some(residual) => Some(residual.input),
-                    None => None,
-                },
-            ),
+            Op::Conv2d { input, residual, .. } => (input, residual.map(|residual| residual.input)),
             Op::DepthwiseConv2d { input, .. }
             | Op::Linear { input, .. }
             | Op::Logits { input, .. }

@@ -3,7 +3,10 @@
 //! - [`oracle`]: a second interpreter of the model file, written from `FORMAT.md` alone.
 //! - [`cases`]: one list of small models with images, for every target that runs the integer runtime.
 //! - [`host`]: the runtime on this machine, in an arena whose surroundings are watched.
+//! - [`networks`]: networks of real shapes, for counting instructions.
 
 pub mod cases;
 pub mod host;
+mod net;
+pub mod networks;
 pub mod oracle;

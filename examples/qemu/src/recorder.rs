@@ -2,7 +2,7 @@
 
 use core::hint::black_box;
 
-use adcorda_runtime::formats::{Layer, MAX_CLASSES, MAX_LAYERS, Op, Window};
+use adcorda_runtime::formats::{Layer, MAX_CLASSES, MAX_LAYERS, Op, Scratch, Window};
 use adcorda_runtime::{Logits, Observer};
 use crc::{CRC_32_ISO_HDLC, Crc};
 
@@ -55,7 +55,8 @@ impl Recorder {
             pad_right: 0,
         };
         let op = Op::MaxPool { input: 0, window: POINT };
-        let layer = black_box(Layer { name: "", op });
+        let scratch = Scratch::default();
+        let layer = black_box(Layer { name: "", op, scratch });
         let output = black_box([].as_slice());
         recorder.layer_begin(0, &layer);
         recorder.layer_end(0, &layer, output);

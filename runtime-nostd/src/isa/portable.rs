@@ -36,7 +36,7 @@ pub(crate) fn unpack(packing: &Packing, packed: &[u8], row: usize, codes: &mut [
         }
         // Rotated so that the row's codes are the lowest bits of the bytes, in order.
         (Order::Blocks, Width::W2) => {
-            let (first, rotation) = (row % 2 == 0, lane(row, 4));
+            let (first, rotation) = (row.is_multiple_of(2), lane(row, 4));
             let code = |bits: u8| match first {
                 true => (bits & 0b11).wrapping_sub(1),
                 false => ((bits << 6) as i8 >> 6) as u8,
