@@ -191,8 +191,7 @@ pub struct Weights {
 /// 32 that is the upper half of a rounded product, one instruction on most cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requantize {
-    /// First byte of `multiplier: i32[rows]`, any but `i32::MIN`; negative where BatchNorm's gamma is. Little-endian, a
-    /// multiple of 4.
+    /// First byte of `multiplier: i32[rows]`, any; negative where BatchNorm's gamma is. Little-endian, a multiple of 4.
     pub multiplier: u32,
     /// 1 to 62, one for all channels; 32 unless a multiplier would not fit.
     pub shift: u8,

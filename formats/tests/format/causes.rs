@@ -1,8 +1,8 @@
 //! Every reason to refuse a file, one test each.
 
 use adcorda_formats::{
-    Element, Graph, HEADER_BYTES, LayerError, MAX_CLASSES, MAX_LAYERS, MAX_TENSORS, MAX_TEXT_BYTES, Model, Op, ParseError,
-    Part, Provenance, Region, Scale, TensorError, Width,
+    Element, Graph, HEADER_BYTES, LayerError, MAX_CLASSES, MAX_LAYERS, MAX_TENSORS, MAX_TEXT_BYTES, Model, Op, Packing,
+    ParseError, Part, Provenance, Region, Residual, Scale, Tensor, TensorError, Width,
 };
 
 use crate::tiny::{fix_crc, tiny};
@@ -31,6 +31,21 @@ fn tensor(tensor: u8, cause: TensorError) -> ParseError {
     ParseError::Tensor { tensor, cause }
 }
 
+/// How the weights of one layer are packed, and their first byte.
+fn packing(graph: &Graph, layer: usize) -> (Packing, usize) {
+    let op = &graph.layers[layer].op;
+    let input = &graph.tensors[usize::from(op.inputs().next().unwrap())];
+    let packing = op.packing(input, &graph.tensors[layer + 1]).unwrap();
+    (packing, op.weights().unwrap().offset as usize)
+}
+
+/// Replaces the bits at the place of a code, one of the padding perhaps.
+fn put(weights: &mut [u8], (packing, start): (Packing, usize), row: usize, i: usize, bits: u8) {
+    let (byte, bit) = packing.position(row, i);
+    let byte = &mut weights[start + byte];
+    *byte = *byte & !((u8::MAX >> (8 - packing.width.bits())) << bit) | bits << bit;
+}
+
 /// Binds fields of one layer's operation, to change them.
 macro_rules! fields {
     ($graph:ident, $layer:literal, $op:ident { $($field:ident),+ }) => {
@@ -57,13 +72,23 @@ mod header {
     #[test]
     fn a_newer_version_whatever_else_it_changed() {
         let error = patched(|file| {
-            file[8] = 2;
+            file[8] = 3;
             file[10] = 64;
         });
-        assert_eq!(error, ParseError::NewerVersion { found: 2 });
+        assert_eq!(error, ParseError::NewerVersion { found: 3 });
         assert_eq!(
             error.to_string(),
-            "version 2 is newer than 1, the newest known here: update the reader, or export again"
+            "version 3 is newer than 2, the newest known here: update the reader, or export again"
+        );
+    }
+
+    #[test]
+    fn the_draft_version() {
+        let error = patched(|file| file[8] = 1);
+        assert_eq!(error, ParseError::DraftVersion { found: 1 });
+        assert_eq!(
+            error.to_string(),
+            "version 1 is a draft of version 2: export the checkpoint again"
         );
     }
 
@@ -154,6 +179,17 @@ mod graph {
         });
         assert_eq!(error, ParseError::Graph { part: Part::Layer(4) });
         assert_eq!(error.to_string(), "layer 4: cannot be decoded");
+    }
+
+    #[test]
+    fn a_residual_neither_absent_nor_there() {
+        let error = patched(|file| {
+            // The last field of the first layer's operation; its scratch and the second layer's name follow.
+            let name = file.windows(8).position(|bytes| bytes == b"layer1.0").unwrap();
+            assert_eq!(file[name - 5..name], [0, 128, 1, 27, 18]);
+            file[name - 5] = 2;
+        });
+        assert_eq!(error, ParseError::Graph { part: Part::Layer(0) });
     }
 
     #[test]
@@ -266,9 +302,9 @@ mod graph {
 
     #[test]
     fn a_tensor_too_few() {
-        let error = edited(|graph, _| graph.tensors.truncate(8));
-        assert_eq!(error, ParseError::TensorCount { tensors: 8, layers: 8 });
-        assert_eq!(error.to_string(), "8 layers need 9 tensors, the graph has 8");
+        let error = edited(|graph, _| graph.tensors.truncate(9));
+        assert_eq!(error, ParseError::TensorCount { tensors: 9, layers: 9 });
+        assert_eq!(error.to_string(), "9 layers need 10 tensors, the graph has 9");
     }
 
     #[test]
@@ -326,15 +362,15 @@ mod tensors {
     #[test]
     fn a_last_one_of_i8() {
         assert_eq!(
-            edited(|graph, _| graph.tensors[8].element = Element::I8),
-            tensor(8, TensorError::Element)
+            edited(|graph, _| graph.tensors[9].element = Element::I8),
+            tensor(9, TensorError::Element)
         );
     }
 
     #[test]
     fn logits_with_a_zero_point() {
-        let error = edited(|graph, _| graph.tensors[8].zero_point = 1);
-        assert_eq!(error, tensor(8, TensorError::ZeroPoint { found: 1 }));
+        let error = edited(|graph, _| graph.tensors[9].zero_point = 1);
+        assert_eq!(error, tensor(9, TensorError::ZeroPoint { found: 1 }));
     }
 
     #[test]
@@ -352,8 +388,8 @@ mod tensors {
 
     #[test]
     fn logits_out_of_alignment() {
-        let error = edited(|graph, _| graph.tensors[8].offset = 30);
-        assert_eq!(error, tensor(8, TensorError::Alignment { offset: 30 }));
+        let error = edited(|graph, _| graph.tensors[9].offset = 30);
+        assert_eq!(error, tensor(9, TensorError::Alignment { offset: 30 }));
     }
 
     #[test]
@@ -441,28 +477,185 @@ mod tensors {
     }
 
     #[test]
-    fn over_the_scratch_range() {
-        let error = edited(|graph, _| graph.plan.scratch_offset = 127);
-        assert_eq!(error, tensor(2, TensorError::OverlapsScratch));
+    fn a_residual_over_the_convolutions_own_input() {
+        let error = edited(|graph, _| {
+            fields!(graph, 5, Conv2d { residual });
+            residual.as_mut().unwrap().input = 5;
+            graph.tensors[6].offset = graph.tensors[5].offset;
+        });
+        assert_eq!(error, tensor(6, TensorError::Overlap { other: 5 }));
     }
 
     #[test]
-    fn scratch_past_the_arena() {
-        let error = edited(|graph, _| graph.plan.scratch_offset = 129);
-        assert_eq!(
-            error,
-            ParseError::ScratchRange {
-                end: 156,
-                arena_bytes: 155
+    fn a_residual_apart_may_be_the_convolutions_own_input() {
+        let (mut graph, weights) = tiny();
+        fields!(graph, 5, Conv2d { residual });
+        residual.as_mut().unwrap().input = 5;
+        graph.to_model_bytes(&weights).unwrap();
+    }
+
+    #[test]
+    fn a_residual_elsewhere_may_be() {
+        let (mut graph, weights) = tiny();
+        graph.tensors[6].offset = 128;
+        graph.to_model_bytes(&weights).unwrap();
+    }
+
+    #[test]
+    fn a_sum_partly_over_its_residual() {
+        let error = edited(|graph, _| graph.tensors[6].offset = 113);
+        assert_eq!(error, tensor(6, TensorError::Overlap { other: 4 }));
+    }
+
+    #[test]
+    fn a_sum_over_a_residual_that_is_read_again() {
+        let error = edited(|graph, _| {
+            // Between the sum and the pooling: an addition of the sum and the residual.
+            let mut again = graph.layers[3];
+            let Op::Add { a, b, .. } = &mut again.op else {
+                panic!("layer 3 is another")
+            };
+            (*a, *b) = (4, 6);
+            graph.layers.insert(6, again);
+            graph.tensors.insert(
+                7,
+                Tensor {
+                    offset: 128,
+                    ..graph.tensors[4]
+                },
+            );
+            fields!(graph, 7, AvgPool { input });
+            *input = 7;
+            fields!(graph, 8, Linear { input });
+            *input = 8;
+            fields!(graph, 9, Logits { input });
+            *input = 9;
+        });
+        assert_eq!(error, tensor(6, TensorError::Overlap { other: 4 }));
+    }
+
+    #[test]
+    fn a_convolution_in_place_without_a_residual() {
+        let error = edited(|graph, _| {
+            fields!(graph, 5, Conv2d { residual });
+            *residual = None;
+            graph.tensors[6].offset = graph.tensors[5].offset;
+        });
+        assert_eq!(error, tensor(6, TensorError::Overlap { other: 5 }));
+    }
+}
+
+mod scratch {
+    use super::*;
+
+    fn with_scratch(number: usize, offset: u32, bytes: u32) -> Option<ParseError> {
+        let (mut graph, weights) = tiny();
+        let scratch = &mut graph.layers[number].scratch;
+        (scratch.offset, scratch.bytes) = (offset, bytes);
+        graph.to_model_bytes(&weights).err()
+    }
+
+    #[test]
+    fn too_little() {
+        // One row: 27, 9, 4, 4 and 5 codes.
+        for (number, needed) in [(0, 27), (1, 9), (5, 4), (7, 4), (8, 5)] {
+            let offset = tiny().0.layers[number].scratch.offset;
+            assert_eq!(with_scratch(number, offset, needed), None);
+            for scratch_bytes in [0, needed - 1] {
+                let error = with_scratch(number, offset, scratch_bytes).unwrap();
+                assert_eq!(
+                    error,
+                    layer(
+                        number as u8,
+                        LayerError::Scratch {
+                            needed: needed as usize,
+                            scratch_bytes
+                        }
+                    )
+                );
             }
+        }
+        assert_eq!(
+            with_scratch(0, 128, 26).unwrap().to_string(),
+            "layer 0: one row needs 27 bytes of scratch, the layer has 26"
         );
-        let error = edited(|graph, _| graph.plan.scratch_offset = u32::MAX);
+    }
+
+    #[test]
+    fn past_the_arena() {
+        let error = with_scratch(0, 129, 27).unwrap();
         assert_eq!(
             error,
-            ParseError::ScratchRange {
-                end: u64::from(u32::MAX) + 27,
-                arena_bytes: 155
-            }
+            layer(
+                0,
+                LayerError::ScratchRange {
+                    end: 156,
+                    arena_bytes: 155
+                }
+            )
+        );
+        assert_eq!(
+            error.to_string(),
+            "layer 0: the scratch range ends at byte 156 of an arena of 155 bytes"
+        );
+        let end = 2 * u64::from(u32::MAX);
+        let error = with_scratch(4, u32::MAX, u32::MAX).unwrap();
+        assert_eq!(error, layer(4, LayerError::ScratchRange { end, arena_bytes: 155 }));
+    }
+
+    #[test]
+    fn over_a_tensor_in_use() {
+        // The depthwise convolution reads tensor 1 and writes tensor 2; tensor 0 is read again after it.
+        for (offset, other) in [(47, 0), (0, 0), (48, 1), (103, 1), (112, 2), (127, 2)] {
+            let error = with_scratch(1, offset, 9).unwrap();
+            assert_eq!(error, layer(1, LayerError::ScratchOverlap { tensor: other }), "{offset}");
+        }
+        assert_eq!(
+            with_scratch(1, 127, 9).unwrap().to_string(),
+            "layer 1: the scratch range shares bytes with tensor 2, which is in use"
+        );
+        // The residual's bytes are the output's.
+        let error = with_scratch(5, 112, 4).unwrap();
+        assert_eq!(error, layer(5, LayerError::ScratchOverlap { tensor: 4 }));
+        // The logits, which the caller reads.
+        let error = with_scratch(8, 24, 5).unwrap();
+        assert_eq!(error, layer(8, LayerError::ScratchOverlap { tensor: 8 }));
+        let error = with_scratch(8, 25, 5).unwrap();
+        assert_eq!(error, layer(8, LayerError::ScratchOverlap { tensor: 9 }));
+    }
+
+    #[test]
+    fn of_a_layer_without_weights_is_checked_like_any() {
+        let error = with_scratch(2, 40, 10).unwrap();
+        assert_eq!(error, layer(2, LayerError::ScratchOverlap { tensor: 0 }));
+        assert_eq!(with_scratch(2, 64, 48), None);
+    }
+
+    #[test]
+    fn over_tensors_that_are_not_in_use_any_more() {
+        // Tensors 1 and 3.
+        assert_eq!(with_scratch(5, 16, 96), None);
+        assert_eq!(
+            with_scratch(5, 15, 96),
+            Some(layer(5, LayerError::ScratchOverlap { tensor: 5 }))
+        );
+    }
+
+    #[test]
+    fn of_no_bytes_is_nowhere() {
+        for offset in [0, 5, 155] {
+            assert_eq!(with_scratch(4, offset, 0), None);
+        }
+        let error = with_scratch(4, 156, 0);
+        assert_eq!(
+            error,
+            Some(layer(
+                4,
+                LayerError::ScratchRange {
+                    end: 156,
+                    arena_bytes: 155
+                }
+            ))
         );
     }
 }
@@ -488,20 +681,20 @@ mod layers {
 
     #[test]
     fn logits_before_the_last() {
-        let error = edited(|graph, _| graph.layers[6].op = graph.layers[7].op);
-        assert_eq!(error, layer(6, LayerError::Input { input: 7 }));
+        let error = edited(|graph, _| graph.layers[7].op = graph.layers[8].op);
+        assert_eq!(error, layer(7, LayerError::Input { input: 8 }));
         let error = edited(|graph, _| {
-            graph.layers[6].op = graph.layers[7].op;
-            fields!(graph, 6, Logits { input });
-            *input = 6;
+            graph.layers[7].op = graph.layers[8].op;
+            fields!(graph, 7, Logits { input });
+            *input = 7;
         });
-        assert_eq!(error, layer(6, LayerError::LogitsNotLast));
+        assert_eq!(error, layer(7, LayerError::LogitsNotLast));
     }
 
     #[test]
     fn another_last_layer() {
-        let error = edited(|graph, _| graph.layers[7].op = graph.layers[6].op);
-        assert_eq!(error, layer(7, LayerError::LastNotLogits));
+        let error = edited(|graph, _| graph.layers[8].op = graph.layers[7].op);
+        assert_eq!(error, layer(8, LayerError::LastNotLogits));
     }
 
     #[test]
@@ -511,10 +704,10 @@ mod layers {
             |_: &mut u8, kernel: &mut u8| *kernel = 0,
         ] {
             let error = edited(|graph, _| {
-                fields!(graph, 5, AvgPool { window });
+                fields!(graph, 6, AvgPool { window });
                 change(&mut window.kernel_height, &mut window.kernel_width);
             });
-            assert_eq!(error, layer(5, LayerError::KernelZero));
+            assert_eq!(error, layer(6, LayerError::KernelZero));
         }
     }
 
@@ -558,20 +751,20 @@ mod layers {
     #[test]
     fn a_kernel_larger_than_its_input() {
         let error = edited(|graph, _| {
-            fields!(graph, 5, AvgPool { window });
+            fields!(graph, 6, AvgPool { window });
             window.kernel_width = 3;
         });
         assert_eq!(
             error,
             layer(
-                5,
+                6,
                 LayerError::KernelTooLarge {
                     kernel: [2, 3],
                     input: [2, 2]
                 }
             )
         );
-        assert_eq!(error.to_string(), "layer 5: kernel 2x3 does not fit the padded input of 2x2");
+        assert_eq!(error.to_string(), "layer 6: kernel 2x3 does not fit the padded input of 2x2");
     }
 
     #[test]
@@ -634,11 +827,11 @@ mod layers {
 
     #[test]
     fn a_linear_output_with_rows() {
-        let error = edited(|graph, _| (graph.tensors[7].height, graph.tensors[7].channels) = (5, 1));
+        let error = edited(|graph, _| (graph.tensors[8].height, graph.tensors[8].channels) = (5, 1));
         assert_eq!(
             error,
             layer(
-                6,
+                7,
                 LayerError::OutputShape {
                     found: [5, 1, 1],
                     computed: [1, 1, 1]
@@ -646,13 +839,13 @@ mod layers {
             )
         );
         let error = edited(|graph, _| {
-            (graph.tensors[8].width, graph.tensors[8].channels) = (3, 1);
+            (graph.tensors[9].width, graph.tensors[9].channels) = (3, 1);
             graph.labels.truncate(1);
         });
         assert_eq!(
             error,
             layer(
-                7,
+                8,
                 LayerError::OutputShape {
                     found: [1, 3, 1],
                     computed: [1, 1, 1]
@@ -680,6 +873,58 @@ mod layers {
     }
 
     #[test]
+    fn a_residual_of_another_shape() {
+        let error = edited(|graph, _| {
+            fields!(graph, 5, Conv2d { residual });
+            residual.as_mut().unwrap().input = 1;
+        });
+        assert_eq!(
+            error,
+            layer(
+                5,
+                LayerError::InputShapes {
+                    a: [2, 2, 4],
+                    b: [4, 4, 4]
+                }
+            )
+        );
+        assert_eq!(
+            error.to_string(),
+            "layer 5: adds tensors of different shapes, 2x2x4 and 4x4x4"
+        );
+    }
+
+    #[test]
+    fn a_residual_of_a_later_tensor() {
+        for later in [6, 10, 255] {
+            let error = edited(|graph, _| {
+                fields!(graph, 5, Conv2d { residual });
+                residual.as_mut().unwrap().input = later;
+            });
+            assert_eq!(error, layer(5, LayerError::Input { input: later }));
+        }
+    }
+
+    #[test]
+    fn a_residual_whose_numbers_are_out_of_range() {
+        let refused = |change: fn(&mut Residual), cause| {
+            let error = edited(|graph, _| {
+                fields!(graph, 5, Conv2d { residual });
+                change(residual.as_mut().unwrap());
+            });
+            assert_eq!(error, layer(5, cause));
+        };
+        refused(|sum| sum.shift = 0, LayerError::AddShift { found: 0 });
+        refused(|sum| sum.shift = 31, LayerError::AddShift { found: 31 });
+        refused(|sum| sum.mul_conv = -1, LayerError::AddMultiplier { found: -1 });
+        refused(
+            |sum| sum.mul_residual = i16::MIN,
+            LayerError::AddMultiplier { found: i16::MIN },
+        );
+        refused(|sum| sum.min = 100, LayerError::Clamp { min: 100, max: 99 });
+    }
+
+    #[test]
     fn codes_copied_between_scales() {
         let error = edited(|graph, _| graph.tensors[5].zero_point = 4);
         assert_eq!(error, layer(4, LayerError::CodesDiffer));
@@ -690,10 +935,10 @@ mod layers {
     #[test]
     fn an_empty_clamp() {
         let error = edited(|graph, _| {
-            fields!(graph, 6, Linear { requantize });
+            fields!(graph, 7, Linear { requantize });
             (requantize.min, requantize.max) = (1, 0);
         });
-        assert_eq!(error, layer(6, LayerError::Clamp { min: 1, max: 0 }));
+        assert_eq!(error, layer(7, LayerError::Clamp { min: 1, max: 0 }));
         let error = edited(|graph, _| {
             fields!(graph, 3, Add { min, max });
             (*min, *max) = (127, -128);
@@ -725,10 +970,14 @@ mod layers {
     fn an_average_with_a_multiplier_out_of_range() {
         for found in [0, (1 << 30) - 1, -(1 << 30), i32::MIN] {
             let error = edited(|graph, _| {
-                fields!(graph, 5, AvgPool { multiplier });
+                fields!(graph, 6, AvgPool { multiplier });
                 *multiplier = found;
             });
-            assert_eq!(error, layer(5, LayerError::Multiplier { channel: 0, found }));
+            assert_eq!(error, layer(6, LayerError::Multiplier { found }));
+            assert_eq!(
+                error.to_string(),
+                format!("layer 6: multiplier {found} is not 2^30 to 2^31 - 1")
+            );
         }
     }
 
@@ -736,26 +985,11 @@ mod layers {
     fn an_average_with_a_shift_out_of_range() {
         for found in [0, 63] {
             let error = edited(|graph, _| {
-                fields!(graph, 5, AvgPool { shift });
+                fields!(graph, 6, AvgPool { shift });
                 *shift = found;
             });
-            assert_eq!(error, layer(5, LayerError::Shift { channel: 0, found }));
+            assert_eq!(error, layer(6, LayerError::Shift { found }));
         }
-    }
-
-    #[test]
-    fn too_little_scratch() {
-        let error = edited(|graph, _| graph.plan.scratch_bytes = 26);
-        assert_eq!(
-            error,
-            layer(
-                0,
-                LayerError::Scratch {
-                    needed: 27,
-                    scratch_bytes: 26
-                }
-            )
-        );
     }
 }
 
@@ -783,13 +1017,13 @@ mod weights {
             "layer 0: weights begin at byte 776, not at a multiple of 16"
         );
         let error = edited(|graph, _| {
-            fields!(graph, 7, Logits { weights });
+            fields!(graph, 8, Logits { weights });
             weights.bias = 2;
         });
         assert_eq!(
             error,
             layer(
-                7,
+                8,
                 LayerError::Alignment {
                     region: Region::Bias,
                     offset: 2
@@ -797,13 +1031,13 @@ mod weights {
             )
         );
         let error = edited(|graph, _| {
-            fields!(graph, 6, Linear { requantize });
+            fields!(graph, 7, Linear { requantize });
             requantize.multiplier = u32::MAX;
         });
         assert_eq!(
             error,
             layer(
-                6,
+                7,
                 LayerError::Alignment {
                     region: Region::Multiplier,
                     offset: u32::MAX
@@ -825,7 +1059,7 @@ mod weights {
                 0,
                 LayerError::Range {
                     region: Region::Weights,
-                    end: 0xffff_fff0 + 112,
+                    end: 0xffff_fff0 + 128,
                     section
                 }
             )
@@ -834,7 +1068,7 @@ mod weights {
         assert_eq!(
             error,
             layer(
-                7,
+                8,
                 LayerError::Range {
                     region: Region::Bias,
                     end: section as u64,
@@ -844,7 +1078,7 @@ mod weights {
         );
         assert_eq!(
             error.to_string(),
-            format!("layer 7: biases end at byte {section} of a section of {} bytes", section - 1)
+            format!("layer 8: biases end at byte {section} of a section of {} bytes", section - 1)
         );
         let error = edited(|graph, weights| {
             fields!(graph, 1, DepthwiseConv2d { requantize });
@@ -862,98 +1096,107 @@ mod weights {
                 }
             )
         );
-        let error = edited(|graph, weights| {
-            fields!(graph, 1, DepthwiseConv2d { requantize });
-            requantize.shift = weights.len() as u32 - 3;
-        });
+    }
+
+    /// The error after the bits of one code, or of its place in the padding, have been replaced.
+    fn with_bits(number: usize, row: usize, i: usize, bits: u8) -> Option<ParseError> {
+        let (graph, mut bytes) = tiny();
+        put(&mut bytes, packing(&graph, number), row, i, bits);
+        graph.to_model_bytes(&bytes).err()
+    }
+
+    #[test]
+    fn codes_that_a_width_does_not_have() {
+        // W8: -128. W2 in blocks: 2 in even rows, -2 in odd ones. W2 of a depthwise convolution: -2.
+        for (number, rows, k, width, bits) in [
+            (0, 0..4, 27, Width::W8, [0x80, 0x80]),
+            (1, 0..4, 9, Width::W2, [0b10, 0b10]),
+            (8, 0..3, 5, Width::W2, [0b11, 0b10]),
+        ] {
+            for (row, column) in rows.flat_map(|row| (0..k).map(move |i| (row, i))) {
+                let error = with_bits(number as usize, row, column, bits[row % 2]);
+                let (row, column) = (row as u16, column as u32);
+                assert_eq!(error, Some(layer(number, LayerError::Code { row, column, width })));
+            }
+        }
         assert_eq!(
-            error,
-            layer(
-                1,
-                LayerError::Range {
-                    region: Region::Shift,
-                    end: section as u64 + 1,
-                    section
-                }
-            )
+            with_bits(0, 2, 26, 0x80).unwrap().to_string(),
+            "layer 0: weight 26 of row 2 is no value of w8"
         );
     }
 
     #[test]
-    fn w8_code_minus_128() {
-        let error = edited(|graph, bytes| {
-            fields!(graph, 0, Conv2d { weights });
-            bytes[weights.offset as usize + 2 * 28 + 26] = 0x80;
-        });
+    fn codes_that_only_the_other_rows_have() {
+        for (row, bits) in [(0, 0b10), (1, 0b11), (2, 0b10)] {
+            assert_eq!(with_bits(8, row, 4, bits), None);
+        }
+    }
+
+    #[test]
+    fn codes_after_a_row_that_are_not_zero_bits() {
+        // From k to the next multiple of 16: W8, W4, W1, W2.
+        for (number, rows, k, padded_k) in [(0, 4, 27, 32), (5, 4, 4, 16), (7, 5, 4, 16), (8, 3, 5, 16)] {
+            for (row, i) in (0..rows).flat_map(|row| (k..padded_k).map(move |i| (row, i))) {
+                let error = with_bits(number as usize, row, i, 1);
+                assert_eq!(error, Some(layer(number, LayerError::RowPadding { row: row as u32 })));
+                assert_eq!(with_bits(number as usize, row, i, 0), None);
+            }
+        }
+        // An invalid code is wrong as padding, too.
+        assert_eq!(with_bits(8, 1, 9, 0b10), Some(layer(8, LayerError::RowPadding { row: 1 })));
+        assert_eq!(with_bits(0, 0, 27, 0x80), Some(layer(0, LayerError::RowPadding { row: 0 })));
         assert_eq!(
-            error,
-            layer(
-                0,
-                LayerError::Code {
-                    row: 2,
-                    column: 26,
-                    width: Width::W8
-                }
-            )
+            with_bits(8, 1, 9, 0b01).unwrap().to_string(),
+            "layer 8: row 1 is not padded with zero bits"
         );
-        assert_eq!(error.to_string(), "layer 0: weight 26 of row 2 is no value of w8");
     }
 
     #[test]
-    fn w2_code_minus_2() {
-        for column in 0..5 {
-            let error = edited(|graph, bytes| {
-                fields!(graph, 7, Logits { weights });
-                let byte = &mut bytes[weights.offset as usize + 4 + column / 4];
-                *byte = *byte & !(0b11 << (column % 4 * 2)) | 0b10 << (column % 4 * 2);
-            });
-            assert_eq!(
-                error,
-                layer(
-                    7,
-                    LayerError::Code {
-                        row: 1,
-                        column: column as u32,
-                        width: Width::W2
-                    }
-                )
-            );
+    fn rows_after_the_last_that_are_not_zero_bits() {
+        // Five rows of W1 and three of W2, in blocks of four.
+        for (number, rows) in [(7, 5..8), (8, 3..4)] {
+            for (row, i) in rows.flat_map(|row| (0..16).map(move |i| (row, i))) {
+                let error = with_bits(number as usize, row, i, 1);
+                assert_eq!(error, Some(layer(number, LayerError::RowPadding { row: row as u32 })));
+            }
         }
     }
 
     #[test]
-    fn row_padding_that_is_not_zero() {
-        // W8: the byte after 27; W4: the high half of the fifth byte; W1: the fifth bit; W2: the sixth pair, invalid as a code.
-        let cases: [(u8, usize, u8); 4] = [(0, 27, 0x80), (1, 4, 0x10), (6, 0, 0x10), (7, 1, 0b1000)];
-        for (number, byte, bits) in cases {
-            let error = edited(|graph, bytes| {
-                let weights = graph.layers[usize::from(number)].op.weights().unwrap();
-                bytes[weights.offset as usize + byte] |= bits;
-            });
-            assert_eq!(error, layer(number, LayerError::RowPadding { row: 0 }));
+    fn bits_after_a_block_of_channels_that_are_not_zero() {
+        // 4 channels of 9 codes of 2 bits: 72 bits of 12 bytes.
+        for bit in 72..96 {
+            let error = edited(|graph, bytes| bytes[packing(graph, 1).1 + bit / 8] |= 1 << (bit % 8));
+            assert_eq!(error, layer(1, LayerError::RowPadding { row: 0 }));
         }
     }
 
     #[test]
-    fn multipliers_out_of_range() {
-        for found in [1, (1 << 30) - 1, -1, 1 - (1 << 30), i32::MIN] {
-            let error = edited(|graph, bytes| {
-                fields!(graph, 6, Linear { requantize });
-                let start = requantize.multiplier as usize + 3 * 4;
-                bytes[start..start + 4].copy_from_slice(&found.to_le_bytes());
-            });
-            assert_eq!(error, layer(6, LayerError::Multiplier { channel: 3, found }));
+    fn any_multiplier_will_do() {
+        for multiplier in [1, -1, i32::MIN, i32::MAX, 0] {
+            let (mut graph, mut bytes) = tiny();
+            fields!(graph, 7, Linear { requantize });
+            let start = requantize.multiplier as usize + 3 * 4;
+            bytes[start..start + 4].copy_from_slice(&multiplier.to_le_bytes());
+            graph.to_model_bytes(&bytes).unwrap();
         }
     }
 
     #[test]
     fn shifts_out_of_range() {
+        for shift in [1, 62] {
+            let (mut graph, bytes) = tiny();
+            fields!(graph, 0, Conv2d { requantize });
+            requantize.shift = shift;
+            graph.to_model_bytes(&bytes).unwrap();
+        }
         for found in [0, 63, 255] {
-            let error = edited(|graph, bytes| {
-                fields!(graph, 6, Linear { requantize });
-                bytes[requantize.shift as usize + 4] = found;
+            let error = edited(|graph, _| {
+                fields!(graph, 7, Linear { requantize });
+                requantize.shift = found;
             });
-            assert_eq!(error, layer(6, LayerError::Shift { channel: 4, found }));
+            assert_eq!(error, layer(7, LayerError::Shift { found }));
+            assert_eq!(error.to_string(), format!("layer 7: shift {found} is not 1 to 62"));
         }
     }
 
@@ -972,16 +1215,16 @@ mod weights {
         let bound = 1 << 31;
         assert_eq!(
             with_bias(largest + 1),
-            Some(layer(7, LayerError::Accumulator { channel: 2, bound }))
+            Some(layer(8, LayerError::Accumulator { channel: 2, bound }))
         );
         assert_eq!(
             with_bias(-largest - 1),
-            Some(layer(7, LayerError::Accumulator { channel: 2, bound }))
+            Some(layer(8, LayerError::Accumulator { channel: 2, bound }))
         );
         let bound = (1 << 31) + 640;
         assert_eq!(
             with_bias(i32::MIN),
-            Some(layer(7, LayerError::Accumulator { channel: 2, bound }))
+            Some(layer(8, LayerError::Accumulator { channel: 2, bound }))
         );
     }
 
@@ -989,10 +1232,10 @@ mod weights {
     fn rows_too_long_for_an_accumulator() {
         let error = edited(|graph, _| {
             // Logits straight over an input of 4096 x 4096 x 3 pixels: no bias leaves room for so many.
-            graph.plan.arena_bytes = u32::MAX;
-            graph.tensors = vec![graph.tensors[0], graph.tensors[8]];
+            graph.arena_bytes = u32::MAX;
+            graph.tensors = vec![graph.tensors[0], graph.tensors[9]];
             (graph.tensors[0].height, graph.tensors[0].width) = (4096, 4096);
-            graph.layers = vec![graph.layers[7]];
+            graph.layers = vec![graph.layers[8]];
             fields!(graph, 0, Logits { input });
             *input = 0;
         });

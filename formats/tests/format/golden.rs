@@ -1,8 +1,8 @@
-//! Version 1 is frozen: these bytes must be written, and must be read, for ever.
+//! Version 2 is frozen once released: these bytes must be written, and must be read, for ever.
 
 use adcorda_formats::{
-    Element, Graph, Layer, MAX_CLASSES, MAX_LAYERS, MAX_TENSORS, MAX_TEXT_BYTES, Model, Op, Plan, Provenance, Scale, Section,
-    Tensor, VERSION, Weights, Width,
+    Element, Graph, Layer, MAX_CLASSES, MAX_LAYERS, MAX_TENSORS, MAX_TEXT_BYTES, Model, Op, Order, Packing, Provenance, Scale,
+    Scratch, Section, Tensor, VERSION, Weights, Width,
 };
 
 use crate::tiny::{crc32, fix_crc, tiny};
@@ -40,12 +40,13 @@ fn accessors_give_what_was_written() {
     let model = Model::parse(TINY).unwrap();
     assert_eq!(model.name(), "tiny");
     assert_eq!(model.provenance().top1, 3333);
-    assert_eq!((model.classes(), model.arena_bytes(), model.scratch()), (3, 155, 128..155));
+    assert_eq!((model.classes(), model.arena_bytes()), (3, 155));
     assert_eq!((model.input().channels, model.output().element), (3, Element::I32));
     assert_eq!(model.labels().collect::<Vec<_>>(), ["plane", "car", "oiseau à ailes"]);
-    assert_eq!((model.layers().len(), model.tensors().len()), (8, 9));
-    assert_eq!(model.layer(7).unwrap().name, "fc2");
-    assert_eq!(model.layer(8), None);
+    assert_eq!((model.layers().len(), model.tensors().len()), (9, 10));
+    assert_eq!(model.layer(8).unwrap().name, "fc2");
+    assert_eq!(model.layer(8).unwrap().scratch, Scratch { offset: 0, bytes: 5 });
+    assert_eq!(model.layer(9), None);
 
     let table = model.input_table();
     assert_eq!(
@@ -56,14 +57,16 @@ fn accessors_give_what_was_written() {
     let Op::Conv2d { weights, requantize, .. } = model.layer(0).unwrap().op else {
         panic!("conv1 is a convolution")
     };
-    assert_eq!(model.rows(&weights, 4, 27).len(), 4 * 28);
+    // From the first code to the end of the section.
+    assert_eq!(model.packed(&weights), &model.weights_section()[weights.offset as usize..]);
+    assert_eq!(model.weights_section().len(), model.packed(&weights).len() + 768);
     assert_eq!(model.bias(&weights, 4).iter().collect::<Vec<_>>(), [1000, 300, -400, -1100]);
     let multiplier = model.multiplier(&requantize, 4);
     assert_eq!(
         (multiplier.len(), multiplier.is_empty(), multiplier.get(2)),
-        (4, false, -(1 << 30))
+        (4, false, i32::MIN)
     );
-    assert_eq!(model.shift(&requantize, 4), [36, 37, 38, 39]);
+    assert_eq!(requantize.shift, 36);
 }
 
 #[test]
@@ -90,6 +93,7 @@ fn rows_k_and_macs_follow_from_the_shapes() {
             ("subsample", None, 0),
             ("add", None, 0),
             ("max_pool", None, 0),
+            ("conv2d", Some((4, 4)), 4 * 4 * 4),
             ("avg_pool", None, 0),
             ("linear", Some((5, 4)), 20),
             ("logits", Some((3, 5)), 15),
@@ -126,7 +130,7 @@ fn the_largest_graph_is_read() {
     let input_table = section.push_table(&[[0; 256]]);
     let weights = Weights {
         width: Width::W1,
-        offset: section.push_rows(Width::W1, &[1; MAX_CLASSES], 1).unwrap(),
+        offset: section.push_rows(Order::Blocks, Width::W1, &[1; MAX_CLASSES], 1).unwrap(),
         bias: section.push_i32s(&[0; MAX_CLASSES]),
     };
     // Layers write in turns to the last two bytes of the arena, so that offsets are as long as can be.
@@ -155,6 +159,7 @@ fn the_largest_graph_is_read() {
                 channels_before: 0,
                 channels_after: 0,
             },
+            scratch: Scratch { offset: 0, bytes: 1 },
         })
         .collect();
     layers[MAX_LAYERS - 1].op = Op::Logits {
@@ -169,11 +174,7 @@ fn the_largest_graph_is_read() {
             seed: u64::MAX,
             top1: 10_000,
         },
-        plan: Plan {
-            arena_bytes: u32::MAX,
-            scratch_offset: 0,
-            scratch_bytes: 1,
-        },
+        arena_bytes: u32::MAX,
         input_table,
         tensors,
         layers,
@@ -200,7 +201,9 @@ fn the_documented_example_is_what_is_written() {
 
     let mut section = Section::new();
     let input_table = section.push_table(&[std::array::from_fn(|v| (v as i32 - 128) as i8)]);
-    let offset = section.push_rows(Width::W2, &[1, -1, 0, 0, -1, 0, 1, 1], 4).unwrap();
+    let offset = section
+        .push_rows(Order::Blocks, Width::W2, &[1, -1, 0, 0, -1, 0, 1, 1], 4)
+        .unwrap();
     let bias = section.push_i32s(&[10, 123]);
     let tensor = |shape: [u16; 3], element, zero_point, scale, offset| Tensor {
         height: shape[0],
@@ -219,11 +222,7 @@ fn the_documented_example_is_what_is_written() {
             seed: 0,
             top1: u16::MAX,
         },
-        plan: Plan {
-            arena_bytes: 16,
-            scratch_offset: 4,
-            scratch_bytes: 4,
-        },
+        arena_bytes: 16,
         input_table,
         tensors: vec![
             tensor([2, 2, 1], Element::I8, -128, 0.5, 0),
@@ -239,6 +238,7 @@ fn the_documented_example_is_what_is_written() {
                     bias,
                 },
             },
+            scratch: Scratch { offset: 4, bytes: 4 },
         }],
         labels: vec!["no", "yes"],
     };
@@ -251,6 +251,53 @@ fn the_documented_example_is_what_is_written() {
         "{}",
         expected.iter().map(|byte| format!("{byte:02x} ")).collect::<String>()
     );
+}
+
+/// The words of FORMAT.md, each of the codes beside it.
+#[test]
+fn the_documented_words_are_what_is_written() {
+    let document = include_str!("../../FORMAT.md");
+    let words: Vec<&str> = document
+        .split("<!-- words -->")
+        .nth(1)
+        .expect("FORMAT.md marks its words")
+        .lines()
+        .filter(|line| line.contains('|'))
+        .skip(1)
+        .collect();
+    assert_eq!(words.len(), 8, "one for each order and width");
+    for line in words {
+        let columns: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [order, width, word, rows] = columns[..] else {
+            panic!("{line}")
+        };
+        let order = if order == "blocks" { Order::Blocks } else { Order::Channels };
+        let width = Width::ALL.into_iter().find(|w| w.name().eq_ignore_ascii_case(width)).unwrap();
+        let rows: Vec<Vec<i8>> = rows
+            .split(';')
+            .map(|row| row.split_whitespace().map(|code| code.parse().unwrap()).collect())
+            .collect();
+        let mut section = Section::new();
+        section.push_rows(order, width, &rows.concat(), rows[0].len()).unwrap();
+        let words: Vec<String> = section
+            .as_bytes()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|word| format!("{:08x}", u32::from_le_bytes(*word)))
+            .collect();
+        // What the line leaves out is padding.
+        let documented: Vec<&str> = word.split_whitespace().collect();
+        assert_eq!(documented, words[..documented.len()], "{line}");
+        assert!(words[documented.len()..].iter().all(|word| word == "00000000"), "{line}");
+        let packing = Packing {
+            order,
+            width,
+            rows: rows.len(),
+            k: rows[0].len(),
+        };
+        assert_eq!(section.as_bytes().len(), packing.bytes());
+    }
 }
 
 /// Run once for a new version: `cargo test -p adcorda-formats write_golden_bytes -- --ignored`.

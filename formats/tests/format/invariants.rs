@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use adcorda_formats::{Element, Model, Op, Tensor, Window};
+use adcorda_formats::{Element, Model, Op, Packing, Tensor, Window};
 
 /// Panics where the model breaks a promise.
 pub fn assert_invariants(model: &Model) {
@@ -11,32 +11,51 @@ pub fn assert_invariants(model: &Model) {
     let layers: Vec<_> = model.layers().collect();
     assert_eq!((layers.len() + 1, model.labels().count()), (tensors.len(), model.classes()));
     assert_eq!(model.input_table().len(), usize::from(model.input().channels) * 256);
-    assert!(model.scratch().end <= model.arena_bytes());
 
+    // Which tensor each byte holds.
     let mut arena = HashMap::new();
     write(&mut arena, model, 0, tensors);
-    let mut scratch_needed = 0;
     for (i, layer) in layers.iter().enumerate() {
         let output = &tensors[i + 1];
         let inputs: Vec<&Tensor> = layer.op.inputs().map(|input| &tensors[usize::from(input)]).collect();
         for input in layer.op.inputs() {
             assert!(bytes(&tensors[usize::from(input)]).all(|byte| arena.get(&byte) == Some(&usize::from(input))));
         }
+        let scratch = layer.scratch.offset as usize..(layer.scratch.offset + layer.scratch.bytes) as usize;
+        assert!(scratch.end <= model.arena_bytes());
+        let scratch = || scratch.clone();
+        let (x, others) = inputs.split_first().unwrap();
         for input in &inputs {
             let shared = bytes(input).filter(|byte| bytes(output).contains(byte)).count();
-            let in_place = matches!(layer.op, Op::Add { .. }) && bytes(input) == bytes(output);
+            let adds = matches!(layer.op, Op::Add { .. })
+                || matches!(layer.op, Op::Conv2d { residual: Some(_), .. } if bytes(input) != bytes(x));
+            let in_place = adds && bytes(input) == bytes(output);
             assert!(shared == 0 || in_place, "layer {i} overwrites what it reads");
         }
-        if let Some((rows, k)) = layer.op.rows_and_k(inputs[0], output) {
-            scratch_needed = scratch_needed.max(k);
-            assert_weights(model, &layer.op, rows, k);
+        if let Op::Conv2d {
+            residual: Some(residual),
+            ..
+        } = layer.op
+        {
+            let shape = |tensor: &Tensor| (tensor.height, tensor.width, tensor.channels);
+            assert_eq!(shape(others[0]), shape(output));
+            assert!(residual.mul_conv >= 0 && residual.mul_residual >= 0 && residual.min <= residual.max);
+            assert!((1..=30).contains(&residual.shift));
+        }
+        if let Some(packing) = layer.op.packing(x, output) {
+            assert!(scratch().len() >= packing.k);
+            assert_weights(model, &layer.op, &packing);
         }
         if let Some(window) = layer.op.window() {
             assert_window(window, inputs[0], output);
         }
+        assert!(!scratch().any(|byte| bytes(output).contains(&byte)));
+        for byte in scratch() {
+            arena.remove(&byte);
+        }
         write(&mut arena, model, i + 1, tensors);
     }
-    assert!(model.scratch().len() >= scratch_needed);
+    assert!(bytes(model.output()).all(|byte| arena.get(&byte) == Some(&layers.len())));
     assert_eq!(model.output().element, Element::I32);
 }
 
@@ -46,18 +65,22 @@ fn bytes(tensor: &Tensor) -> std::ops::Range<usize> {
 
 fn write(arena: &mut HashMap<usize, usize>, model: &Model, id: usize, tensors: &[Tensor]) {
     for byte in bytes(&tensors[id]) {
-        assert!(byte < model.arena_bytes() && !model.scratch().contains(&byte));
+        assert!(byte < model.arena_bytes());
         arena.insert(byte, id);
     }
 }
 
-fn assert_weights(model: &Model, op: &Op, rows: usize, k: usize) {
-    let weights = op.weights().unwrap();
-    let packed = model.rows(weights, rows, k);
+fn assert_weights(model: &Model, op: &Op, packing: &Packing) {
+    let (weights, rows) = (op.weights().unwrap(), packing.rows);
+    let packed = model.packed(weights);
+    let mut rest = packed[..packing.bytes()].to_vec();
     let bias = model.bias(weights, rows);
-    for (row, packed) in packed.chunks_exact(weights.width.row_bytes(k)).enumerate() {
-        let codes: Vec<i8> = (0..k).map(|i| weights.width.decode(packed, i)).collect();
-        assert!(codes.iter().all(|&code| weights.width.encode(code).is_some()));
+    for row in 0..rows {
+        let codes: Vec<i8> = (0..packing.k).map(|i| packing.decode(packed, row, i)).collect();
+        for (i, &code) in codes.iter().enumerate() {
+            let (byte, bit) = packing.position(row, i);
+            rest[byte] ^= packing.encode(row, code).unwrap() << bit;
+        }
         // Any prefix of the sum, in any order, with the bias first or last.
         let positive: i64 = codes
             .iter()
@@ -72,12 +95,14 @@ fn assert_weights(model: &Model, op: &Op, rows: usize, k: usize) {
             assert!(i32::try_from(reached).is_ok());
         }
     }
+    assert!(rest.iter().all(|&byte| byte == 0), "bits that no code takes");
     if let Some(requantize) = op.requantize() {
         assert!(requantize.min <= requantize.max);
-        for (multiplier, &shift) in model.multiplier(requantize, rows).iter().zip(model.shift(requantize, rows)) {
-            for acc in [i64::from(i32::MIN), i64::from(i32::MAX)] {
-                let product = acc.checked_mul(multiplier.into()).unwrap();
-                product.checked_add(1 << shift.checked_sub(1).unwrap()).unwrap();
+        let half = 1i64 << requantize.shift.checked_sub(1).unwrap();
+        for multiplier in model.multiplier(requantize, rows).iter() {
+            for acc in [-i64::from(i32::MAX), i64::from(i32::MAX)] {
+                let rounded = acc.checked_mul(multiplier.into()).unwrap().checked_add(half).unwrap();
+                (rounded >> requantize.shift).checked_add(-128).unwrap();
             }
         }
     }

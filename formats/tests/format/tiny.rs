@@ -1,7 +1,7 @@
 //! A model with every operation and every width, small enough to damage in every byte.
 
 use adcorda_formats::{
-    Element, Graph, Layer, Op, Plan, Provenance, Requantize, Scale, Section, Tensor, Weights, Width, Window,
+    Element, Graph, Layer, Op, Order, Provenance, Requantize, Residual, Scale, Scratch, Section, Tensor, Weights, Width, Window,
 };
 
 const NO_PADDING: Window = Window {
@@ -21,36 +21,28 @@ pub fn tiny() -> (Graph<'static>, Vec<u8>) {
     let input_table = section.push_table(&[0, 1, 2].map(|c| std::array::from_fn(|v| (v as i32 / 2 - 64 + c) as i8)));
 
     let mut codes = Codes(1);
-    let mut rows = |width: Width, rows: usize, k: usize| {
-        let offset = section.push_rows(width, &codes.draw(width, rows * k), k).unwrap();
+    let mut rows = |order: Order, width: Width, rows: usize, k: usize, shift: u8| {
+        let offset = section.push_rows(order, width, &codes.draw(width, rows * k), k).unwrap();
         let bias = section.push_i32s(&(0..rows as i32).map(|c| 1000 - 700 * c).collect::<Vec<_>>());
         let weights = Weights { width, offset, bias };
-        let multipliers: Vec<i32> = (0..rows as i32)
-            .map(|c| match c {
-                0 => 1 << 30,
-                1 => i32::MAX,
-                2 => -(1 << 30),
-                _ => 0,
-            })
-            .collect();
-        let multiplier = section.push_i32s(&multipliers);
-        let shift = section.push_u8s(&(0..rows as u8).map(|c| 36 + c).collect::<Vec<_>>());
-        (
-            weights,
-            Requantize {
-                multiplier,
-                shift,
-                min: -20,
-                max: 127,
-            },
-        )
+        let multipliers = [1 << 30, i32::MAX, i32::MIN, 0, -3];
+        let requantize = Requantize {
+            multiplier: section.push_i32s(&multipliers[..rows]),
+            shift,
+            min: -20,
+            max: 127,
+        };
+        (weights, requantize)
     };
-    let (conv, conv_out) = rows(Width::W8, 4, 27);
-    let (depthwise, depthwise_out) = rows(Width::W4, 4, 9);
-    let (linear, linear_out) = rows(Width::W1, 5, 4);
+    let (conv, conv_out) = rows(Order::Blocks, Width::W8, 4, 27, 36);
+    let (depthwise, depthwise_out) = rows(Order::Channels, Width::W2, 4, 9, 32);
+    let (pointwise, pointwise_out) = rows(Order::Blocks, Width::W4, 4, 4, 1);
+    let (linear, linear_out) = rows(Order::Blocks, Width::W1, 5, 4, 62);
     let logits = Weights {
         width: Width::W2,
-        offset: section.push_rows(Width::W2, &codes.draw(Width::W2, 15), 5).unwrap(),
+        offset: section
+            .push_rows(Order::Blocks, Width::W2, &codes.draw(Width::W2, 15), 5)
+            .unwrap(),
         bias: section.push_i32s(&[0, -1, i32::MAX - 640]),
     };
 
@@ -70,6 +62,7 @@ pub fn tiny() -> (Graph<'static>, Vec<u8>) {
         tensor([2, 2, 4], 48, 0.02, -3),
         tensor([2, 2, 4], 112, 0.06, 5),
         tensor([2, 2, 4], 0, 0.06, 5),
+        tensor([2, 2, 4], 112, 0.07, 8),
         tensor([1, 1, 4], 16, 0.06, 5),
         tensor([1, 1, 5], 20, 0.03, -20),
         Tensor {
@@ -77,7 +70,8 @@ pub fn tiny() -> (Graph<'static>, Vec<u8>) {
             ..tensor([1, 1, 3], 28, 0.001, 0)
         },
     ];
-    let ops = [
+    let scratch = |offset, bytes| Scratch { offset, bytes };
+    let layers = [
         (
             "conv1",
             Op::Conv2d {
@@ -91,7 +85,9 @@ pub fn tiny() -> (Graph<'static>, Vec<u8>) {
                 },
                 weights: conv,
                 requantize: conv_out,
+                residual: None,
             },
+            scratch(128, 27),
         ),
         (
             "layer1.0.depthwise",
@@ -107,6 +103,7 @@ pub fn tiny() -> (Graph<'static>, Vec<u8>) {
                 weights: depthwise,
                 requantize: depthwise_out,
             },
+            scratch(128, 9),
         ),
         (
             "layer1.0.shortcut",
@@ -116,6 +113,7 @@ pub fn tiny() -> (Graph<'static>, Vec<u8>) {
                 channels_before: 0,
                 channels_after: 1,
             },
+            Scratch::default(),
         ),
         (
             "layer1.0.add",
@@ -128,6 +126,7 @@ pub fn tiny() -> (Graph<'static>, Vec<u8>) {
                 min: 5,
                 max: 127,
             },
+            Scratch::default(),
         ),
         (
             "maxpool",
@@ -141,11 +140,37 @@ pub fn tiny() -> (Graph<'static>, Vec<u8>) {
                     ..NO_PADDING
                 },
             },
+            // In the midst of a tensor, but it takes no byte of it.
+            scratch(2, 0),
+        ),
+        (
+            "layer2.0.conv2",
+            Op::Conv2d {
+                input: 5,
+                window: Window {
+                    kernel_height: 1,
+                    kernel_width: 1,
+                    ..NO_PADDING
+                },
+                weights: pointwise,
+                requantize: pointwise_out,
+                residual: Some(Residual {
+                    input: 4,
+                    zero_point: -9,
+                    mul_conv: 32767,
+                    mul_residual: 0,
+                    shift: 30,
+                    min: -128,
+                    max: 99,
+                }),
+            },
+            // Where tensors lie that are not in use any more.
+            scratch(64, 48),
         ),
         (
             "avgpool",
             Op::AvgPool {
-                input: 5,
+                input: 6,
                 window: Window {
                     kernel_height: 2,
                     kernel_width: 2,
@@ -154,21 +179,24 @@ pub fn tiny() -> (Graph<'static>, Vec<u8>) {
                 multiplier: 1 << 30,
                 shift: 32,
             },
+            scratch(0, 16),
         ),
         (
             "fc1",
             Op::Linear {
-                input: 6,
+                input: 7,
                 weights: linear,
                 requantize: linear_out,
             },
+            scratch(0, 4),
         ),
         (
             "fc2",
             Op::Logits {
-                input: 7,
+                input: 8,
                 weights: logits,
             },
+            scratch(0, 5),
         ),
     ];
     let graph = Graph {
@@ -179,14 +207,10 @@ pub fn tiny() -> (Graph<'static>, Vec<u8>) {
             seed: 7,
             top1: 3333,
         },
-        plan: Plan {
-            arena_bytes: 155,
-            scratch_offset: 128,
-            scratch_bytes: 27,
-        },
+        arena_bytes: 155,
         input_table,
         tensors,
-        layers: ops.map(|(name, op)| Layer { name, op }).to_vec(),
+        layers: layers.map(|(name, op, scratch)| Layer { name, op, scratch }).to_vec(),
         labels: vec!["plane", "car", "oiseau à ailes"],
     };
     (graph, section.into_bytes())
