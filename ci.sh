@@ -14,7 +14,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-targets=(thumbv7em-none-eabihf thumbv7m-none-eabi)
+targets=(thumbv7em-none-eabihf thumbv7m-none-eabi thumbv6m-none-eabi thumbv8m.main-none-eabihf)
 firmwares=(examples/qemu)
 
 say() { printf '\n== %s\n' "$*"; }
@@ -48,8 +48,8 @@ clippy() {
   say "clippy"
   cargo clippy --locked --workspace --all-targets -- -D warnings
   for firmware in "${firmwares[@]}"; do
-    for target in "${targets[@]}"; do
-      (cd "$firmware" && env -u CARGO_TARGET_DIR cargo clippy --locked --release --target "$target" -- -D warnings)
+    for board in "$firmware"/boards/*.toml; do
+      (cd "$firmware" && env -u CARGO_TARGET_DIR cargo clippy --locked --release --config "boards/${board##*/}" -- -D warnings)
     done
   done
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes `cargo build --target T` work for the bare-metal targets of the firmware.
 #
-#   scripts/thumb-targets.sh [T ...]      default: thumbv7em-none-eabihf thumbv7m-none-eabi
+#   scripts/thumb-targets.sh [T ...]      default: those of the boards in QEMU
 #
 # Per target, the first of these that works:
 #   1. nothing: a `no_std` crate compiles for it already;
@@ -15,7 +15,7 @@
 set -euo pipefail
 
 targets=("$@")
-((${#targets[@]})) || targets=(thumbv7em-none-eabihf thumbv7m-none-eabi)
+((${#targets[@]})) || targets=(thumbv7em-none-eabihf thumbv7m-none-eabi thumbv6m-none-eabi thumbv8m.main-none-eabihf)
 
 say() { echo "thumb-targets: $*" >&2; }
 die() {

@@ -1,4 +1,4 @@
-//! The runtime on a Cortex-M4 and a Cortex-M3 in QEMU against the oracle: the cases of `host_cases.rs`, every image, every layer.
+//! The runtime on every board that QEMU has, one core each, against the oracle: the cases of `host_cases.rs`, every image, every layer.
 //!
 //! Without QEMU or the compiler's target these tests print SKIPPED; with `REQUIRE_QEMU=1`, as in CI, they fail instead.
 
@@ -72,6 +72,26 @@ fn cortex_m4_agrees_with_the_oracle() {
 #[test]
 fn cortex_m3_agrees_with_the_oracle() {
     every_layer_agrees_with_the_oracle(Board::Mps2An385);
+}
+
+#[test]
+fn cortex_m0_code_agrees_with_the_oracle() {
+    every_layer_agrees_with_the_oracle(Board::Mps2An385M0);
+}
+
+#[test]
+fn cortex_m7_agrees_with_the_oracle() {
+    every_layer_agrees_with_the_oracle(Board::Mps2An500);
+}
+
+#[test]
+fn cortex_m33_agrees_with_the_oracle() {
+    every_layer_agrees_with_the_oracle(Board::Mps2An505);
+}
+
+#[test]
+fn cortex_m55_agrees_with_the_oracle() {
+    every_layer_agrees_with_the_oracle(Board::Mps3An547);
 }
 
 #[test]

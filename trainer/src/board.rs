@@ -1,8 +1,8 @@
 //! The boards known by name: what fits where, and what QEMU can play.
 //!
 //! Flash and RAM are those that one firmware can use in one piece: where a chip has several RAM banks apart from each other, the
-//! largest counts, since an arena is one range. Only the two boards that QEMU emulates have ever run this project's code; the others
-//! are data-sheet figures for `inspect`, **never run on silicon**.
+//! largest counts, since an arena is one range. Only the boards that QEMU emulates have ever run this project's code; the others are
+//! data-sheet figures for `inspect`, **never run on silicon**.
 
 use std::fmt;
 
@@ -17,6 +17,15 @@ pub enum Board {
     Mps2An386,
     /// Arm MPS2 with the Cortex-M3 image AN385; in QEMU.
     Mps2An385,
+    /// Cortex-M0 code (Thumb-1) on the same Cortex-M3, made to fault at an unaligned access as a Cortex-M0 does: QEMU's one
+    /// Cortex-M0 board has 16 KiB of RAM.
+    Mps2An385M0,
+    /// Arm MPS2 with the Cortex-M7 image AN500; in QEMU.
+    Mps2An500,
+    /// Arm MPS2 with the Cortex-M33 image AN505; in QEMU.
+    Mps2An505,
+    /// Arm MPS3 with the Cortex-M55 image AN547, whose flash is the ITCM; in QEMU.
+    Mps3An547,
     /// ST STM32F030F4.
     Stm32f030,
     /// ST STM32F405RG; its 64 KiB of core-coupled RAM lie apart and do not count.
@@ -47,9 +56,13 @@ struct Facts {
 
 impl Board {
     /// Every board: those that can be run first, then by name.
-    pub const ALL: [Board; 10] = [
+    pub const ALL: [Board; 14] = [
         Board::Mps2An386,
         Board::Mps2An385,
+        Board::Mps2An385M0,
+        Board::Mps2An500,
+        Board::Mps2An505,
+        Board::Mps3An547,
         Board::Nrf52840,
         Board::Rp2040,
         Board::Rp2350,
@@ -97,7 +110,8 @@ impl Board {
         self.facts().ram_kib * 1024
     }
 
-    /// What QEMU's `-M` calls it, for boards that it emulates; code of this project has run on these only.
+    /// What QEMU's `-M` calls it, for boards that it emulates; code of this project has run on these only. How the firmware is
+    /// built for each is in `examples/qemu/boards`, one file a board.
     pub const fn qemu_machine(self) -> Option<&'static str> {
         self.facts().qemu_machine
     }
@@ -156,6 +170,16 @@ impl Board {
         match self {
             Board::Mps2An386 => facts("mps2-an386", "Cortex-M4", V7E, [4096, 4096], Some("mps2-an386")),
             Board::Mps2An385 => facts("mps2-an385", "Cortex-M3", V7, [4096, 4096], Some("mps2-an385")),
+            Board::Mps2An385M0 => facts(
+                "mps2-an385-m0",
+                "Cortex-M3 running Cortex-M0 code",
+                V6,
+                [4096, 4096],
+                Some("mps2-an385"),
+            ),
+            Board::Mps2An500 => facts("mps2-an500", "Cortex-M7", V7E, [4096, 4096], Some("mps2-an500")),
+            Board::Mps2An505 => facts("mps2-an505", "Cortex-M33", V8, [4096, 4096], Some("mps2-an505")),
+            Board::Mps3An547 => facts("mps3-an547", "Cortex-M55", V8, [512, 4096], Some("mps3-an547")),
             Board::Stm32f030 => facts("stm32f030", "Cortex-M0", V6, [16, 4], None),
             Board::Stm32f405 => facts("stm32f405", "Cortex-M4", V7E, [1024, 128], None),
             Board::Stm32f411 => facts("stm32f411", "Cortex-M4", V7E, [512, 128], None),

@@ -309,7 +309,8 @@ impl Firmware {
     /// compiler's target are missing, with the one line to type.
     pub fn locate(board: Board) -> Result<Self> {
         let Some(machine) = board.qemu_machine() else {
-            let emulated: Vec<&str> = Board::ALL.iter().filter_map(|board| board.qemu_machine()).collect();
+            let emulated = Board::ALL.iter().filter(|board| board.qemu_machine().is_some());
+            let emulated: Vec<&str> = emulated.map(|board| board.name()).collect();
             return Err(Error::new(ErrorKind::Board, format!("{board} cannot be emulated"))
                 .remedy(format!("give one of {}", emulated.join(", "))));
         };
@@ -483,11 +484,14 @@ fn missing_qemu(cause: std::io::Error) -> Error {
     Error::new(ErrorKind::Toolchain, message).remedy(line)
 }
 
-/// Builds the firmware for a board's target; cargo does nothing where nothing has changed.
+/// Builds the firmware for a board; cargo does nothing where nothing has changed. The board's file among the sources says for which
+/// target, with which flags and where to: boards of one target differ in their flags, and each has its own folder so that two
+/// builds at a time do not take each other's place.
 fn build(board: Board) -> Result<PathBuf> {
     let trainer = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sources = trainer.parent().unwrap_or(trainer).join("examples/qemu");
     let target = board.target();
+    let config = format!("boards/{board}.toml");
     if !sources.join("Cargo.toml").is_file() {
         return Err(Error::new(
             ErrorKind::Toolchain,
@@ -498,7 +502,7 @@ fn build(board: Board) -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(&sources)
-        .args(["build", "--release", "--target", target])
+        .args(["build", "--release", "--config", &config])
         .stdin(Stdio::null());
     // What the caller's build was told is not meant for the firmware: it is another target with profiles of its own.
     for (name, _) in std::env::vars_os() {
@@ -511,6 +515,7 @@ fn build(board: Board) -> Result<PathBuf> {
             "CARGO_UNSTABLE_",
         ];
         let names = [
+            "QEMU_BOARD",
             "RUSTC",
             "RUSTC_WRAPPER",
             "RUSTC_WORKSPACE_WRAPPER",
@@ -543,12 +548,13 @@ fn build(board: Board) -> Result<PathBuf> {
             .unwrap_or("it did not say why");
         return Err(
             Error::new(ErrorKind::Toolchain, format!("building the firmware failed: {first}")).remedy(format!(
-                "see all of it with: cd {} && cargo build --release --target {target}",
+                "see all of it with: cd {} && cargo build --release --config {config}",
                 sources.display()
             )),
         );
     }
-    Ok(sources.join("target").join(target).join("release").join(FIRMWARE))
+    let folder = sources.join("target").join(board.name()).join(target);
+    Ok(folder.join("release").join(FIRMWARE))
 }
 
 /// Flash and RAM bytes of a 32-bit little-endian ELF file, by its sections: flash is what is loaded, RAM what is writable. `.uninit`,
@@ -696,7 +702,7 @@ mod tests {
     fn a_board_that_qemu_does_not_have_is_an_error() {
         let error = Firmware::locate(Board::Rp2040).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Board);
-        assert!(error.to_string().contains("mps2-an386, mps2-an385"), "{error}");
+        assert!(error.to_string().contains("mps2-an386, mps2-an385, mps2-an385-m0"), "{error}");
     }
 
     #[test]

@@ -1,17 +1,34 @@
 //! How many instructions ran: the board's free-running counter, driven by QEMU's instruction count.
 //!
-//! With `-icount shift=7` QEMU lets 128 ns pass per instruction, and the FPGAIO counter of the MPS2 boards ticks at 25 MHz: 3.2
-//! ticks an instruction. Both ends of a difference are rounded down to whole ticks, so `n` instructions show as more than
-//! `3.2 n - 1` and less than `3.2 n + 1` ticks, and division by 3.2 with rounding gives `n` exactly. (At the usual shift of 6 it
-//! would be 1.6 ticks, and a count could be off by one.) The 32 bits wrap after 1.3 G instructions, which bounds one layer.
+//! With `-icount shift=7` QEMU lets 128 ns pass per instruction, and the FPGAIO counter ticks at the board's clock: 3.2 ticks an
+//! instruction at 25 MHz, 2.56 at 20. Both ends of a difference are rounded down to whole ticks, so `n` instructions
+//! at `r` ticks each show as more than `r n - 1` and less than `r n + 1` ticks, and, `r` being above 2, division by `r` with
+//! rounding gives `n` exactly. (At the usual shift of 6 a count could be off by one.) The 32 bits wrap after a thousand million
+//! instructions, which bounds one layer.
 //!
 //! Instructions are not cycles: QEMU has no model of pipelines, wait states or caches.
 
 use core::hint::black_box;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-/// FPGAIO `COUNTER`, at the same address on mps2-an385 and mps2-an386.
-const COUNTER: *const u32 = 0x4002_8018 as *const u32;
+/// FPGAIO `COUNTER`, at its secure address where there is a choice.
+const COUNTER: *const u32 = if cfg!(board = "mps2-an505") {
+    0x5030_2018
+} else if cfg!(board = "mps3-an547") {
+    0x5930_2018
+} else {
+    0x4002_8018
+} as *const u32;
+
+/// The clock that it counts, in MHz.
+const MEGAHERTZ: u64 = if cfg!(any(board = "mps2-an505", board = "mps3-an547")) {
+    20
+} else {
+    25
+};
+
+/// What `-icount shift=7` makes of an instruction.
+const NANOSECONDS: u64 = 128;
 
 /// The counter's ticks now. Never inlined, so that each reading costs the same instructions.
 #[inline(never)]
@@ -27,18 +44,23 @@ pub fn ticks() -> u32 {
 /// Instructions from one reading of [`ticks`] to a later one, those of the reading itself included.
 pub fn instructions(begin: u32, end: u32) -> u32 {
     let ticks = u64::from(end.wrapping_sub(begin));
-    ((ticks * 5 + 8) / 16) as u32
+    let ticks_of_1000 = MEGAHERTZ * NANOSECONDS;
+    ((ticks * 1000 + ticks_of_1000 / 2) / ticks_of_1000) as u32
 }
 
 /// Whether the counter counts instructions, each one, now: so that a QEMU without `-icount shift=7` shows no wrong numbers.
 pub fn is_exact() -> bool {
-    const NOPS: u32 = 1000;
     let empty_begin = ticks();
     let empty_end = ticks();
     let begin = ticks();
-    // SAFETY: a thousand instructions that do nothing.
-    unsafe { core::arch::asm!(".rept 1000", "nop", ".endr", options(nomem, nostack, preserves_flags)) };
+    thousand();
     let end = ticks();
     let empty = instructions(black_box(empty_begin), black_box(empty_end));
-    instructions(begin, end).wrapping_sub(empty) == NOPS
+    instructions(begin, end).wrapping_sub(empty) == 1000
+}
+
+/// A thousand instructions, call and return among them.
+#[unsafe(naked)]
+extern "C" fn thousand() {
+    core::arch::naked_asm!(".rept 998", "nop", ".endr", "bx lr")
 }

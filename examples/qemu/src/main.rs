@@ -50,6 +50,7 @@ const NAME_BYTES: usize = 256;
 
 #[entry]
 fn main() -> ! {
+    refuse_unaligned_access();
     // SAFETY: the one call, and `main` runs once.
     let mut buffers = unsafe { Buffers::take() };
     let code = match Console::new().map(|mut console| run_all(&mut buffers, &mut console)) {
@@ -89,6 +90,16 @@ fn run_all(buffers: &mut Buffers, console: &mut Console) -> Result<(), Failed> {
     console.line(format_args!("stack {deepest}"));
     console.line("done");
     Ok(())
+}
+
+/// Makes the board that stands in for a Cortex-M0 fault where that core would.
+fn refuse_unaligned_access() {
+    if cfg!(board = "mps2-m0") {
+        const CCR: *mut u32 = 0xE000_ED14 as *mut u32;
+        const UNALIGN_TRP: u32 = 1 << 3;
+        // SAFETY: the Cortex-M3 has the register there. With the bit set, unaligned words and halfwords fault.
+        unsafe { CCR.write_volatile(CCR.read_volatile() | UNALIGN_TRP) };
+    }
 }
 
 /// One model and the images to run it on.

@@ -19,7 +19,8 @@ Counts are executed instructions, exact and repeatable; they are not cycles."
 pub struct Run {
     /// A .adq file
     model: PathBuf,
-    /// mps2-an386 (Cortex-M4) or mps2-an385 (Cortex-M3)
+    /// mps2-an386 (Cortex-M4), mps2-an385 (M3), mps2-an385-m0 (M0 code on an M3), mps2-an500 (M7), mps2-an505 (M33) or
+    /// mps3-an547 (M55)
     #[arg(long, default_value = "mps2-an386", value_name = "NAME")]
     board: String,
     /// cifar10:DIR, cifar100:DIR or synthetic; its test images
