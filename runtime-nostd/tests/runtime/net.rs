@@ -1,24 +1,35 @@
 //! Small models for tests: written by the formats crate, parsed, and run over an arena whose every byte is accounted for.
 
 use adcorda_runtime::formats::{
-    Element, Graph, Layer, Model, Op, Plan, Provenance, Requantize, Scale, Section, Tensor, Weights, Width,
+    Element, Graph, Layer, Model, Op, Order, Provenance, Requantize, Scale, Scratch, Section, Tensor, Weights, Width,
 };
 use adcorda_runtime::{Image, Observer, Session};
 
 /// What the arena and its surroundings hold before a run.
 pub const FILL: u8 = 0xA5;
-/// Bytes before and after the arena; odd, so that the arena is not aligned.
+/// Bytes before and after the arena.
 const CANARY: usize = 33;
 
 /// A model under construction, one tensor after the other in the arena.
+#[derive(Clone)]
 pub struct Net {
     tensors: Vec<Tensor>,
     layers: Vec<Op>,
     section: Section,
     input_table: u32,
-    scratch: usize,
-    /// Multiplier and shift of each channel, by the offset of the multipliers.
-    rules: Vec<(u32, Vec<(i32, u8)>)>,
+    /// Layers that have been told where to work, and where.
+    scratch: Vec<(usize, u32)>,
+    /// Multipliers of the channels, by their offset.
+    multipliers: Vec<(u32, Vec<i32>)>,
+}
+
+/// How much scratch the layers have, behind all tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// As much as the format demands, at an odd address.
+    Least,
+    /// As much as it recommends, at a multiple of 8.
+    Recommended,
 }
 
 /// Unpacked weights of one layer.
@@ -56,19 +67,17 @@ impl Net {
             layers: Vec::new(),
             section,
             input_table,
-            scratch: 0,
-            rules: Vec::new(),
+            scratch: Vec::new(),
+            multipliers: Vec::new(),
         };
         net.push_tensor(h, w, table.len(), Element::I8, zero_point);
         net
     }
 
-    pub fn weights(&mut self, rows: &Rows) -> Weights {
-        let k = rows.codes[0].len();
-        self.scratch = self.scratch.max(k);
+    pub fn weights(&mut self, order: Order, rows: &Rows) -> Weights {
         let offset = self
             .section
-            .push_rows(rows.width, &rows.codes.concat(), k)
+            .push_rows(order, rows.width, &rows.codes.concat(), rows.codes[0].len())
             .expect("codes of the width");
         Weights {
             width: rows.width,
@@ -77,16 +86,15 @@ impl Net {
         }
     }
 
-    pub fn requantization(&mut self, multiplier: Vec<i32>, shift: Vec<u8>, min: i8, max: i8) -> Requantize {
-        let requantize = Requantize {
-            multiplier: self.section.push_i32s(&multiplier),
-            shift: self.section.push_u8s(&shift),
+    pub fn requantization(&mut self, multipliers: Vec<i32>, shift: u8, min: i8, max: i8) -> Requantize {
+        let multiplier = self.section.push_i32s(&multipliers);
+        self.multipliers.push((multiplier, multipliers));
+        Requantize {
+            multiplier,
+            shift,
             min,
             max,
-        };
-        self.rules
-            .push((requantize.multiplier, multiplier.into_iter().zip(shift).collect()));
-        requantize
+        }
     }
 
     /// Appends a layer with an output of its own; gives the output's number.
@@ -111,59 +119,71 @@ impl Net {
         self.push_tensor(1, 1, classes, Element::I32, 0);
     }
 
+    /// Lets a layer work from this byte of the arena on.
+    pub fn scratch(&mut self, layer: usize, offset: u32) {
+        self.scratch.push((layer, offset));
+    }
+
     pub fn tensor(&self, id: usize) -> &Tensor {
         &self.tensors[id]
     }
 
-    /// The rule of the format, in 128 bits.
-    pub fn requantize(&self, requantize: &Requantize, y: usize, channel: usize, acc: i64) -> u8 {
-        let (_, rules) = self
-            .rules
-            .iter()
-            .find(|(offset, _)| *offset == requantize.multiplier)
-            .expect("pushed before");
-        let (multiplier, shift) = rules[channel];
-        let scaled = (i128::from(acc) * i128::from(multiplier) + (1i128 << (shift - 1))) >> shift;
-        let code = scaled + i128::from(self.tensors[y].zero_point);
+    /// The rule of the format, in 128 bits, for codes of this zero point.
+    pub fn requantize(&self, requantize: &Requantize, zero_point: i8, channel: usize, acc: i64) -> u8 {
+        let pushed = self.multipliers.iter().find(|(offset, _)| *offset == requantize.multiplier);
+        let (_, multipliers) = pushed.expect("pushed before");
+        let half = 1i128 << (requantize.shift - 1);
+        let scaled = (i128::from(acc) * i128::from(multipliers[channel]) + half) >> requantize.shift;
+        let code = scaled + i128::from(zero_point);
         code.clamp(requantize.min.into(), requantize.max.into()) as i8 as u8
     }
 
     /// The file. A net without a last layer gets one of two classes.
-    pub fn file(&self) -> Vec<u8> {
-        let (mut tensors, mut layers, mut section) = (self.tensors.clone(), self.layers.clone(), self.section.clone());
-        let mut scratch = self.scratch;
-        if !matches!(layers.last(), Some(Op::Logits { .. })) {
-            let mut net = Net {
-                tensors,
-                layers,
-                section,
-                rules: Vec::new(),
-                ..*self
-            };
+    pub fn file(&self, room: Room) -> Vec<u8> {
+        let mut net = Net {
+            multipliers: Vec::new(),
+            ..self.clone()
+        };
+        if !matches!(net.layers.last(), Some(Op::Logits { .. })) {
             let k = net.tensors[net.tensors.len() - 1].elements();
-            let codes = (0..2)
-                .map(|class| (0..k).map(|i| ((i + class) % 3) as i8 - 1).collect())
-                .collect();
-            let weights = net.weights(&Rows {
+            let rows = Rows {
                 width: Width::W2,
-                codes,
+                codes: (0..2)
+                    .map(|class| (0..k).map(|i| ((i + class) % 3) as i8 - 1).collect())
+                    .collect(),
                 bias: vec![5, -5],
-            });
-            net.logits(
-                Op::Logits {
-                    input: net.layers.len() as u8,
-                    weights,
-                },
-                2,
-            );
-            (tensors, layers, section, scratch) = (net.tensors, net.layers, net.section, net.scratch);
+            };
+            let weights = net.weights(Order::Blocks, &rows);
+            let input = net.layers.len() as u8;
+            net.logits(Op::Logits { input, weights }, 2);
         }
-        let end = tensors
+        net.whole_file(room)
+    }
+
+    fn whole_file(self, room: Room) -> Vec<u8> {
+        let end = self.end();
+        let layers: Vec<Layer> = self
+            .layers
             .iter()
-            .map(|tensor| tensor.offset as usize + tensor.bytes())
-            .max()
-            .expect("an input");
-        let labels: Vec<String> = (0..tensors[tensors.len() - 1].channels)
+            .enumerate()
+            .map(|(i, op)| {
+                let input = self.tensors[usize::from(op.inputs().next().expect("at least one input"))];
+                let k = op.rows_and_k(&input, &self.tensors[i + 1]).map_or(0, |(_, k)| k);
+                let (offset, bytes) = match room {
+                    Room::Least => (end, k),
+                    Room::Recommended => (end.next_multiple_of(8), 8 * k.next_multiple_of(32)),
+                };
+                let told = self.scratch.iter().find(|(layer, _)| *layer == i);
+                let (offset, bytes) = told.map_or((offset as u32, bytes as u32), |&(_, offset)| (offset, k as u32));
+                Layer {
+                    name: op.name(),
+                    op: *op,
+                    scratch: Scratch { offset, bytes },
+                }
+            })
+            .collect();
+        let scratch_ends = layers.iter().map(|layer| layer.scratch.offset + layer.scratch.bytes);
+        let labels: Vec<String> = (0..self.tensors[self.layers.len()].channels)
             .map(|class| format!("class{class}"))
             .collect();
         Graph {
@@ -172,27 +192,24 @@ impl Net {
                 top1: u16::MAX,
                 ..Provenance::default()
             },
-            plan: Plan {
-                arena_bytes: (end + scratch) as u32,
-                scratch_offset: end as u32,
-                scratch_bytes: scratch as u32,
-            },
+            arena_bytes: scratch_ends.fold(end as u32, u32::max),
             input_table: self.input_table,
-            tensors,
-            layers: layers.into_iter().map(|op| Layer { name: op.name(), op }).collect(),
+            layers,
+            tensors: self.tensors,
             labels: labels.iter().map(String::as_str).collect(),
         }
-        .to_model_bytes(section.as_bytes())
+        .to_model_bytes(self.section.as_bytes())
         .expect("a valid model")
     }
 
+    /// Of all tensors.
+    fn end(&self) -> usize {
+        let ends = self.tensors.iter().map(|tensor| tensor.offset as usize + tensor.bytes());
+        ends.max().unwrap_or(0)
+    }
+
     fn push_tensor(&mut self, h: usize, w: usize, c: usize, element: Element, zero_point: i8) -> usize {
-        let end = self
-            .tensors
-            .iter()
-            .map(|tensor| tensor.offset as usize + tensor.bytes())
-            .max()
-            .unwrap_or(0);
+        let offset = self.end().next_multiple_of(element.bytes()) as u32;
         self.tensors.push(Tensor {
             height: h as u16,
             width: w as u16,
@@ -200,7 +217,7 @@ impl Net {
             element,
             zero_point,
             scale: Scale::from_f32(0.5),
-            offset: end.next_multiple_of(element.bytes()) as u32,
+            offset,
         });
         self.tensors.len() - 1
     }
@@ -232,18 +249,36 @@ impl Observer for Ran {
     }
 }
 
-/// Runs a net of [`Net::new`] over input codes `x`, twice: in an arena full of [`FILL`], and in what the first run left.
+/// Runs a net of [`Net::new`] over input codes `x`, with little and with much scratch.
 pub fn run(net: &Net, x: &[u8]) -> Ran {
     let pixels: Vec<u8> = x.iter().map(|code| code ^ 0x80).collect();
-    let ran = run_pixels(&net.file(), &pixels);
+    let ran = run_pixels(net, &pixels);
     assert_eq!(ran.input, x);
     ran
 }
 
-pub fn run_pixels(file: &[u8], pixels: &[u8]) -> Ran {
-    let model = Model::parse(file).expect("a valid model");
+/// Runs a net over pixels, with little and with much scratch.
+pub fn run_pixels(net: &Net, pixels: &[u8]) -> Ran {
+    let ran = run_in(net, Room::Least, pixels);
+    assert_eq!(
+        run_in(net, Room::Recommended, pixels),
+        ran,
+        "more scratch gives other results"
+    );
+    ran
+}
+
+/// Runs a net twice: in an arena full of [`FILL`], and in what the first run left.
+fn run_in(net: &Net, room: Room, pixels: &[u8]) -> Ran {
+    let file = net.file(room);
+    let model = Model::parse(&file).expect("a valid model");
     let mut memory = vec![FILL; CANARY + model.arena_bytes() + CANARY];
-    let arena = &mut memory[CANARY..][..model.arena_bytes()];
+    let aligned = memory[CANARY - 8..].as_ptr().align_offset(8) + CANARY - 8;
+    let start = match room {
+        Room::Least => aligned - 1,
+        Room::Recommended => aligned,
+    };
+    let arena = &mut memory[start..][..model.arena_bytes()];
     let mut session = Session::new(&model, arena).expect("an arena as long as planned");
     let image = Image::new(&model, pixels).expect("an image of the size of the input");
     let mut once = || {
@@ -255,7 +290,7 @@ pub fn run_pixels(file: &[u8], pixels: &[u8]) -> Ran {
     };
     let ran = once();
     assert_eq!(once(), ran, "a used arena gives other results");
-    let (before, after) = (&memory[..CANARY], &memory[CANARY + model.arena_bytes()..]);
+    let (before, after) = (&memory[..start], &memory[start + model.arena_bytes()..]);
     assert!(
         before.iter().chain(after).all(|&byte| byte == FILL),
         "written outside of the arena"

@@ -2,9 +2,20 @@
 //! parsed and run over an arena full of 0xA5 between canaries.
 
 use crate::net::{Net, Random, Rows, run};
-use adcorda_runtime::formats::{Element, Op, Requantize, Tensor, Width, Window};
+use adcorda_runtime::formats::{Element, Op, Order, Requantize, Residual, Tensor, Width, Window};
 
 const CASES: usize = 150;
+
+const POINT: Window = Window {
+    kernel_height: 1,
+    kernel_width: 1,
+    stride_height: 1,
+    stride_width: 1,
+    pad_top: 0,
+    pad_bottom: 0,
+    pad_left: 0,
+    pad_right: 0,
+};
 
 /// How activations and weights are drawn.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +119,118 @@ fn conv2d_shapes_worth_a_name() {
     }
 }
 
+/// A residual in the epilogue is a convolution and then an addition, wherever the residual lies.
+#[test]
+fn conv2d_with_a_residual() {
+    for width in Width::ALL {
+        let mut random = Random::new(0x2E + u64::from(width.bits()));
+        for case in 0..CASES {
+            let window = window(&mut random, 3);
+            let (h, w, c) = (random.within(1, 7), random.within(1, 7), random.within(1, 20));
+            let Some((oh, ow)) = window.output(h, w) else { continue };
+            let draw = if case % 3 == 0 { Draw::Extreme } else { Draw::Random };
+            let (k, outputs) = (window.positions() * c, random.within(1, 6));
+            let mut net = Net::new(h, w, c, random.code());
+            let mut convolution = |net: &mut Net| {
+                let rows = rows(&mut random, draw, width, outputs, k);
+                let (weights, requantize) = (net.weights(Order::Blocks, &rows), rule(&mut random, net, &rows));
+                (weights, requantize, random.code())
+            };
+            let (weights, requantize, zero_point) = convolution(&mut net);
+            let op = |weights, requantize, residual| Op::Conv2d {
+                input: 0,
+                window,
+                weights,
+                requantize,
+                residual,
+            };
+            let r = net.layer(op(weights, requantize, None), oh, ow, outputs, zero_point);
+            let (weights, requantize, zero_point) = convolution(&mut net);
+            let (mul_conv, mul_residual) = (random.within(0, 32767) as i16, random.within(0, 32767) as i16);
+            let shift = random.within(1, 30) as u8;
+            let (min, max) = random.clamp();
+            let y_zero_point = random.code();
+            let residual = Residual {
+                input: r as u8,
+                zero_point,
+                mul_conv,
+                mul_residual,
+                shift,
+                min,
+                max,
+            };
+
+            let mut apart = net.clone();
+            let v = apart.layer(op(weights, requantize, None), oh, ow, outputs, zero_point);
+            let add = Op::Add {
+                a: v as u8,
+                b: r as u8,
+                mul_a: mul_conv,
+                mul_b: mul_residual,
+                shift,
+                min,
+                max,
+            };
+            let y = apart.layer(add, oh, ow, outputs, y_zero_point);
+            let x = codes(&mut random, draw, h * w * c);
+            let expected = &run(&apart, &x).outputs[y - 1];
+
+            let (mut copied, mut in_place) = (net.clone(), net);
+            let y = copied.layer(op(weights, requantize, Some(residual)), oh, ow, outputs, y_zero_point);
+            assert_eq!(
+                &run(&copied, &x).outputs[y - 1],
+                expected,
+                "{width:?} case {case}, copied: {h}x{w}x{c} {window:?} {residual:?}"
+            );
+            let y = in_place.layer_over(op(weights, requantize, Some(residual)), r, y_zero_point);
+            assert_eq!(
+                &run(&in_place, &x).outputs[y - 1],
+                expected,
+                "{width:?} case {case}, in place: {h}x{w}x{c} {window:?} {residual:?}"
+            );
+        }
+    }
+}
+
+/// The input of a convolution may be its residual, too.
+#[test]
+fn conv2d_added_to_its_own_input() {
+    let mut random = Random::new(0x0E);
+    for width in Width::ALL {
+        let (h, w, c) = (4, 5, 6);
+        let mut net = Net::new(h, w, c, random.code());
+        let rows = rows(&mut random, Draw::Random, width, c, c);
+        let (weights, requantize) = (net.weights(Order::Blocks, &rows), rule(&mut random, &mut net, &rows));
+        let residual = Residual {
+            input: 0,
+            zero_point: random.code(),
+            mul_conv: 1 << 10,
+            mul_residual: 3 << 8,
+            shift: 10,
+            min: -100,
+            max: 101,
+        };
+        let op = Op::Conv2d {
+            input: 0,
+            window: POINT,
+            weights,
+            requantize,
+            residual: Some(residual),
+        };
+        let y = net.layer(op, h, w, c, random.code());
+        let x = codes(&mut random, Draw::Random, h * w * c);
+        let (x_zero_point, y_zero_point) = (net.tensor(0).zero_point, net.tensor(y).zero_point);
+        let expected = map(net.tensor(y), |oy, ox, channel| {
+            let pixel = &x[(oy * w + ox) * c..][..c];
+            let v = net.requantize(&requantize, residual.zero_point, channel, rows.dot(channel, pixel)) as i8;
+            let v = (i64::from(v) - i64::from(residual.zero_point)) * 1024;
+            let r = (i64::from(pixel[channel] as i8) - i64::from(x_zero_point)) * 768;
+            (((v + r + 512) >> 10) + i64::from(y_zero_point)).clamp(-100, 101) as i8 as u8
+        });
+        assert_eq!(run(&net, &x).outputs[y - 1], expected, "{width:?}");
+    }
+}
+
 #[test]
 fn depthwise_conv2d() {
     for width in Width::ALL {
@@ -121,7 +244,7 @@ fn depthwise_conv2d() {
             let mut net = Net::new(h, w, c, random.code());
             let k = usize::from(window.kernel_height) * usize::from(window.kernel_width);
             let rows = rows(&mut random, draw, width, c, k);
-            let (weights, requantize) = (net.weights(&rows), rule(&mut random, &mut net, &rows));
+            let (weights, requantize) = (net.weights(Order::Channels, &rows), rule(&mut random, &mut net, &rows));
             let y = net.layer(
                 Op::DepthwiseConv2d {
                     input: 0,
@@ -143,7 +266,7 @@ fn depthwise_conv2d() {
                     let x = padded(&x, (h, w, c), zero_point, at(&window, oy, ox, ky, kx), channel);
                     acc + x * i64::from(rows.codes[channel][tap])
                 });
-                net.requantize(&requantize, y, channel, acc)
+                net.requantize(&requantize, y_shape.zero_point, channel, acc)
             });
             assert_eq!(
                 run(&net, &x).outputs[y - 1],
@@ -165,7 +288,7 @@ fn linear() {
 
             let mut net = Net::new(h, w, c, random.code());
             let rows = rows(&mut random, draw, width, outputs, k);
-            let (weights, requantize) = (net.weights(&rows), rule(&mut random, &mut net, &rows));
+            let (weights, requantize) = (net.weights(Order::Blocks, &rows), rule(&mut random, &mut net, &rows));
             let y = net.layer(
                 Op::Linear {
                     input: 0,
@@ -179,7 +302,7 @@ fn linear() {
             );
             let x = codes(&mut random, draw, k);
             let expected: Vec<u8> = (0..outputs)
-                .map(|row| net.requantize(&requantize, y, row, rows.dot(row, &x)))
+                .map(|row| net.requantize(&requantize, net.tensor(y).zero_point, row, rows.dot(row, &x)))
                 .collect();
             assert_eq!(
                 run(&net, &x).outputs[y - 1],
@@ -201,7 +324,7 @@ fn logits() {
 
             let mut net = Net::new(h, w, c, random.code());
             let rows = rows(&mut random, draw, width, classes, k);
-            let weights = net.weights(&rows);
+            let weights = net.weights(Order::Blocks, &rows);
             net.logits(Op::Logits { input: 0, weights }, classes);
             let x = codes(&mut random, draw, k);
             let expected: Vec<i64> = (0..classes).map(|row| rows.dot(row, &x)).collect();
@@ -388,13 +511,14 @@ fn check_conv2d(random: &mut Random, draw: Draw, width: Width, (h, w, c): (usize
 
     let mut net = Net::new(h, w, c, random.code());
     let rows = rows(random, draw, width, outputs, k);
-    let (weights, requantize) = (net.weights(&rows), rule(random, &mut net, &rows));
+    let (weights, requantize) = (net.weights(Order::Blocks, &rows), rule(random, &mut net, &rows));
     let y = net.layer(
         Op::Conv2d {
             input: 0,
             window,
             weights,
             requantize,
+            residual: None,
         },
         oh,
         ow,
@@ -410,7 +534,7 @@ fn check_conv2d(random: &mut Random, draw: Draw, width: Width, (h, w, c): (usize
             let x = padded(&x, (h, w, c), zero_point, at(&window, oy, ox, ky, kx), channel_in);
             acc + x * i64::from(rows.codes[channel][i])
         });
-        net.requantize(&requantize, y, channel, acc)
+        net.requantize(&requantize, net.tensor(y).zero_point, channel, acc)
     });
     assert_eq!(
         run(&net, &x).outputs[y - 1],
@@ -422,22 +546,12 @@ fn check_conv2d(random: &mut Random, draw: Draw, width: Width, (h, w, c): (usize
 /// A network whose first layer copies the input to a second tensor of other scale and zero point.
 fn identity_net(random: &mut Random, h: usize, w: usize, c: usize) -> (Net, usize) {
     let mut net = Net::new(h, w, c, random.code());
-    let window = Window {
-        kernel_height: 1,
-        kernel_width: 1,
-        stride_height: 1,
-        stride_width: 1,
-        pad_top: 0,
-        pad_bottom: 0,
-        pad_left: 0,
-        pad_right: 0,
-    };
     let rows = rows(random, Draw::Random, Width::W4, c, 1);
-    let (weights, requantize) = (net.weights(&rows), rule(random, &mut net, &rows));
+    let (weights, requantize) = (net.weights(Order::Channels, &rows), rule(random, &mut net, &rows));
     let y = net.layer(
         Op::DepthwiseConv2d {
             input: 0,
-            window,
+            window: POINT,
             weights,
             requantize,
         },
@@ -490,21 +604,21 @@ fn rows(random: &mut Random, draw: Draw, width: Width, rows: usize, k: usize) ->
 /// Requantization that spreads the accumulators of these rows over the codes, with the odd extreme among them.
 fn rule(random: &mut Random, net: &mut Net, rows: &Rows) -> Requantize {
     let k = rows.codes[0].len() as u32;
-    let spread = 31 + k.ilog2() / 2 + rows.width.max_magnitude().ilog2();
-    let (multiplier, shift) = (0..rows.codes.len())
+    let spread = k.ilog2() / 2 + rows.width.max_magnitude().ilog2() + random.within(0, 10) as u32;
+    let shift = match random.within(0, 7) {
+        0 => [1, 62][random.within(0, 1)],
+        1..4 => random.within(20, 48) as u32,
+        _ => 32,
+    };
+    let largest = 1 << (shift.saturating_sub(spread)).clamp(1, 31);
+    let multipliers = (0..rows.codes.len())
         .map(|_| {
-            let magnitude = random.within(1 << 30, (1 << 31) - 1) as i32;
-            let multiplier = [magnitude, magnitude, -magnitude, 0, i32::MAX, -i32::MAX][random.within(0, 5)];
-            let shift = if random.within(0, 7) == 0 {
-                [1, 62][random.within(0, 1)]
-            } else {
-                spread + random.within(0, 10) as u32
-            };
-            (multiplier, shift as u8)
+            let magnitude = random.within(largest / 2, largest - 1) as i32;
+            [magnitude, magnitude, magnitude, -magnitude, 0, i32::MAX, i32::MIN][random.within(0, 6)]
         })
-        .unzip();
+        .collect();
     let (min, max) = random.clamp();
-    net.requantization(multiplier, shift, min, max)
+    net.requantization(multipliers, shift as u8, min, max)
 }
 
 fn codes(random: &mut Random, draw: Draw, len: usize) -> Vec<u8> {

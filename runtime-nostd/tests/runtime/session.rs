@@ -1,19 +1,22 @@
 //! The session around the kernels: arena, image, logits, observer.
 
-use crate::net::{FILL, Net, Random, Rows, run_pixels};
-use adcorda_runtime::formats::{Model, Op, Width};
+use crate::net::{FILL, Net, Random, Room, Rows, run, run_pixels};
+use adcorda_runtime::formats::{Model, Op, Order, Width, Window};
 use adcorda_runtime::{ArenaTooSmall, Image, ImageSize, Session};
 
 /// `2 x 3 x 2` pixels to as many classes as there are biases, with weights of zero.
 fn biases(bias: &[i32]) -> Vec<u8> {
     let mut net = Net::new(2, 3, 2, 0);
-    let weights = net.weights(&Rows {
-        width: Width::W2,
-        codes: vec![vec![0; 12]; bias.len()],
-        bias: bias.to_vec(),
-    });
+    let weights = net.weights(
+        Order::Blocks,
+        &Rows {
+            width: Width::W2,
+            codes: vec![vec![0; 12]; bias.len()],
+            bias: bias.to_vec(),
+        },
+    );
     net.logits(Op::Logits { input: 0, weights }, bias.len());
-    net.file()
+    net.file(Room::Least)
 }
 
 #[test]
@@ -89,11 +92,14 @@ fn pixels_go_through_the_table_of_their_channel() {
         let net = {
             let mut net = Net::with_table(16, 16, 3, &table);
             let k = net.tensor(0).elements();
-            let weights = net.weights(&Rows {
-                width: Width::W1,
-                codes: vec![vec![1; k]],
-                bias: vec![0],
-            });
+            let weights = net.weights(
+                Order::Blocks,
+                &Rows {
+                    width: Width::W1,
+                    codes: vec![vec![1; k]],
+                    bias: vec![0],
+                },
+            );
             net.logits(Op::Logits { input: 0, weights }, 1);
             net
         };
@@ -106,7 +112,7 @@ fn pixels_go_through_the_table_of_their_channel() {
             .enumerate()
             .map(|(i, &pixel)| table[i % channels][usize::from(pixel)] as u8)
             .collect();
-        let ran = run_pixels(&net.file(), &pixels);
+        let ran = run_pixels(&net, &pixels);
         assert_eq!(ran.input, codes);
         assert_eq!(ran.logits, [codes.iter().map(|&code| i32::from(code as i8)).sum()]);
     }
@@ -115,13 +121,16 @@ fn pixels_go_through_the_table_of_their_channel() {
 #[test]
 fn one_session_classifies_many_images() {
     let mut net = Net::new(1, 1, 2, 0);
-    let weights = net.weights(&Rows {
-        width: Width::W4,
-        codes: vec![vec![1, 0], vec![0, 1]],
-        bias: vec![0, 0],
-    });
+    let weights = net.weights(
+        Order::Blocks,
+        &Rows {
+            width: Width::W4,
+            codes: vec![vec![1, 0], vec![0, 1]],
+            bias: vec![0, 0],
+        },
+    );
     net.logits(Op::Logits { input: 0, weights }, 2);
-    let file = net.file();
+    let file = net.file(Room::Least);
     let model = Model::parse(&file).unwrap();
     let mut arena = vec![FILL; model.arena_bytes()];
     let mut session = Session::new(&model, &mut arena).unwrap();
@@ -131,19 +140,69 @@ fn one_session_classifies_many_images() {
     }
 }
 
+/// Layers may work where tensors lay that are not in use any more, each somewhere else.
+#[test]
+fn scratch_may_lie_over_tensors_of_the_past() {
+    let mut random = Random::new(0x5C);
+    let window = Window {
+        kernel_height: 3,
+        kernel_width: 3,
+        stride_height: 1,
+        stride_width: 1,
+        pad_top: 1,
+        pad_bottom: 1,
+        pad_left: 1,
+        pad_right: 1,
+    };
+    for widths in [Width::ALL, [Width::W8, Width::W4, Width::W2, Width::W1]] {
+        let mut net = Net::new(6, 6, 3, -7);
+        for (input, width) in widths.into_iter().enumerate() {
+            let rows = Rows {
+                width,
+                codes: (0..3)
+                    .map(|_| (0..27).map(|_| [-1, 1][random.within(0, 1)]).collect())
+                    .collect(),
+                bias: vec![50, -20, 0],
+            };
+            let (weights, requantize) = (
+                net.weights(Order::Blocks, &rows),
+                net.requantization(vec![1 << 29, -(1 << 29), 1 << 30], 32, -128, 127),
+            );
+            let input = input as u8;
+            let op = Op::Conv2d {
+                input,
+                window,
+                weights,
+                requantize,
+                residual: None,
+            };
+            net.layer(op, 6, 6, 3, 4);
+        }
+        let x: Vec<u8> = (0..108).map(|_| random.code() as u8).collect();
+        let apart = run(&net, &x);
+        for layer in 1..4 {
+            net.scratch(layer, net.tensor(layer - 1).offset + 5 * layer as u32);
+        }
+        assert_eq!(run(&net, &x), apart, "{widths:?}");
+    }
+}
+
 #[test]
 fn an_image_of_another_model_does_no_harm() {
     let file = biases(&[1, 2]);
     let model = Model::parse(&file).unwrap();
     for (h, w) in [(1, 1), (9, 9)] {
         let mut net = Net::new(h, w, 1, 0);
-        let weights = net.weights(&Rows {
-            width: Width::W8,
-            codes: vec![vec![1; h * w]],
-            bias: vec![0],
-        });
+        let weights = net.weights(
+            Order::Blocks,
+            &Rows {
+                width: Width::W8,
+                codes: vec![vec![1; h * w]],
+                bias: vec![0],
+            },
+        );
         net.logits(Op::Logits { input: 0, weights }, 1);
-        let file = net.file();
+        let file = net.file(Room::Least);
         let other = Model::parse(&file).unwrap();
         let pixels = vec![128; h * w];
         let mut arena = vec![FILL; model.arena_bytes()];
