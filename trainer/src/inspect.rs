@@ -26,11 +26,11 @@ pub struct Inspection {
     pub flash_bytes: usize,
     /// Of the file: weights, without what pads each row to whole words.
     pub weight_bytes: usize,
-    /// Of the file: biases, multipliers, shifts and input tables.
+    /// Of the file: biases, multipliers and input tables.
     pub table_bytes: usize,
     /// RAM for tensors and scratch.
     pub arena_bytes: usize,
-    /// Of the arena: one unpacked row of weights.
+    /// Of the arena: the largest scratch range of a layer.
     pub scratch_bytes: usize,
     /// Multiply-accumulates of one inference.
     pub macs: u64,
@@ -68,7 +68,7 @@ pub struct Layer {
     pub shape: [usize; 3],
     /// Number of weights.
     pub weights: usize,
-    /// Bytes of the file: packed rows with their padding, biases, multipliers and shifts.
+    /// Bytes of the file: packed rows with their padding, biases and multipliers.
     pub bytes: usize,
     /// Multiply-accumulates.
     pub macs: u64,
@@ -91,10 +91,10 @@ pub fn inspect(file: &[u8]) -> Result<Inspection> {
         if let (Some((rows, k)), Some(packed)) = (layer.op.rows_and_k(input, output), layer.op.weights()) {
             weights = rows * k;
             weight_bits += weights * packed.width.bits() as usize;
-            // bias: i32; where there is a requantization, multiplier: i32 and shift: u8.
-            let tables = rows * if layer.op.requantize().is_some() { 9 } else { 4 };
+            // bias: i32; where there is a requantization, multiplier: i32.
+            let tables = rows * if layer.op.requantize().is_some() { 8 } else { 4 };
             table_bytes += tables;
-            bytes = rows * packed.width.row_bytes(k) + tables;
+            bytes = layer.op.packing(input, output).map_or(0, |packing| packing.bytes()) + tables;
         }
         layers.push(Layer {
             name: layer.name.into(),
@@ -121,7 +121,7 @@ pub fn inspect(file: &[u8]) -> Result<Inspection> {
         weight_bytes: weight_bits.div_ceil(8),
         table_bytes,
         arena_bytes: model.arena_bytes(),
-        scratch_bytes: model.scratch().len(),
+        scratch_bytes: model.layers().map(|layer| layer.scratch.bytes as usize).max().unwrap_or(0),
         macs: layers.iter().map(|layer| layer.macs).sum(),
         weights: layers.iter().map(|layer| layer.weights).sum(),
         boards: Board::ALL
@@ -226,7 +226,7 @@ fn arena_map(model: &Model) -> String {
                 row[first.min(COLUMNS - 1)..=last.min(COLUMNS - 1)].fill(mark);
             }
         };
-        paint(model.scratch().start, model.scratch().len(), 's');
+        paint(layer.scratch.offset as usize, layer.scratch.bytes as usize, 's');
         for (t, tensor) in tensors[..=i].iter().enumerate() {
             if last_reader[t] > i {
                 paint(tensor.offset as usize, tensor.bytes(), '-');
@@ -266,10 +266,10 @@ mod tests {
         let stem = &inspection.layers[0];
         assert_eq!((stem.name.as_str(), stem.op, stem.width), ("stem", "conv2d", Some("w2")));
         assert_eq!((stem.shape, stem.weights, stem.macs), ([10, 8, 6], 6 * 27, 10 * 8 * 6 * 27));
-        // 27 weights of two bits take two words; four bytes of bias, four of multiplier, one of shift.
-        assert_eq!(stem.bytes, 6 * (8 + 9));
+        // Two blocks of four rows of 32 two-bit weights; four bytes of bias, four of multiplier.
+        assert_eq!(stem.bytes, 2 * 32 + 6 * 8);
         let fc = &inspection.layers[13];
-        assert_eq!((fc.op, fc.weights, fc.macs, fc.bytes), ("logits", 55, 55, 5 * (4 + 4)));
+        assert_eq!((fc.op, fc.weights, fc.macs, fc.bytes), ("logits", 55, 55, 2 * 16 + 5 * 4));
         assert_eq!(inspection.layers[3].width, None);
 
         // What is left of the file is header, graph, padding: less than 64 bytes a layer here.
@@ -302,8 +302,9 @@ mod tests {
         }
         let rows: Vec<&str> = inspection.arena_map.lines().skip(1).collect();
         assert_eq!(rows.len(), 14);
-        for row in rows {
-            assert!(row.contains('#') && row.contains('s'), "{row}");
+        for (row, layer) in rows.into_iter().zip(&inspection.layers) {
+            let marks = row.rsplit(' ').next().unwrap();
+            assert!(marks.contains('#') && marks.contains('s') == layer.width.is_some(), "{row}");
         }
         assert!(text.contains("mps2-an386"), "{text}");
         assert!(inspect(&exported.bytes[1..]).is_err());

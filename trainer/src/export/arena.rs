@@ -10,24 +10,25 @@
 
 use std::cmp::Reverse;
 
-use adcorda_formats::{Layer, Op, Plan, Tensor};
+use adcorda_formats::{Layer, Op, Scratch, Tensor};
 
 use crate::{Error, ErrorKind, Result};
 
-/// What every tensor's offset is a multiple of: the logits are 32-bit, and kernels may read words.
-const ALIGNMENT: u64 = 4;
+/// What every offset is a multiple of: kernels read words, and pairs of words.
+const ALIGNMENT: u64 = 8;
 
-/// Sets every tensor's offset and gives the plan with `scratch_bytes` of scratch. Deterministic.
+/// Sets every tensor's offset and every layer's scratch range, and gives the bytes of the arena. Deterministic.
 ///
 /// `tensors` is the input followed by each layer's output; every layer must read earlier tensors only.
 ///
 /// # Errors
 /// [`ErrorKind::Model`] where the arena would pass 4 GiB.
-pub fn plan(tensors: &mut [Tensor], layers: &[Layer], scratch_bytes: usize) -> Result<Plan> {
+pub fn plan(tensors: &mut [Tensor], layers: &mut [Layer]) -> Result<u32> {
+    let demands = demands(tensors, layers);
     let lifetimes = lifetimes(tensors, layers);
     let mut best: Option<Placement> = None;
     for in_place in InPlace::ALL {
-        let buffers = buffers(&lifetimes, layers, in_place);
+        let buffers = buffers(&lifetimes, &demands, layers, in_place);
         for order in Order::ALL {
             let placement = place(&buffers, order);
             if best.as_ref().is_none_or(|best| placement.bytes < best.bytes) {
@@ -36,18 +37,100 @@ pub fn plan(tensors: &mut [Tensor], layers: &[Layer], scratch_bytes: usize) -> R
         }
     }
     let best = best.unwrap_or_default();
-    let scratch_offset = best.bytes.next_multiple_of(ALIGNMENT);
-    let total = scratch_offset + scratch_bytes as u64;
-    let arena_bytes = u32::try_from(total)
-        .map_err(|_| Error::new(ErrorKind::Model, format!("the network needs an arena of {total} bytes")))?;
+    let arena_bytes = u32::try_from(best.bytes).map_err(|_| {
+        Error::new(
+            ErrorKind::Model,
+            format!("the network needs an arena of {} bytes", best.bytes),
+        )
+    })?;
     for (tensor, offset) in tensors.iter_mut().zip(&best.offsets) {
         tensor.offset = *offset as u32;
     }
-    Ok(Plan {
-        arena_bytes,
-        scratch_offset: scratch_offset as u32,
-        scratch_bytes: scratch_bytes as u32,
-    })
+    for (i, (layer, demand)) in layers.iter_mut().zip(&demands).enumerate() {
+        if demand.least > 0 {
+            layer.scratch = Scratch {
+                offset: best.offsets[tensors.len() + i] as u32,
+                bytes: demand.least as u32,
+            };
+        }
+    }
+    // What else is free while a layer runs costs nothing.
+    for (i, demand) in demands.iter().enumerate() {
+        let scratch = layers[i].scratch;
+        if u64::from(scratch.bytes) < demand.wanted {
+            let free = largest_gap(&lifetimes, tensors, i + 1, best.bytes);
+            layers[i].scratch = Scratch {
+                offset: free.offset,
+                bytes: u64::from(free.bytes).min(demand.wanted).max(demand.least) as u32,
+            };
+        }
+    }
+    Ok(arena_bytes)
+}
+
+/// The scratch bytes of a layer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Demand {
+    /// Without these, the layer does not run, or not on a fast path.
+    least: u64,
+    /// With these, it runs faster: where the arena need not grow for them.
+    wanted: u64,
+}
+
+/// Scratch bytes are meant for kernels that gather a few columns of the input, or widened rows of four channels.
+fn demands(tensors: &[Tensor], layers: &[Layer]) -> Vec<Demand> {
+    let demand = |(layer, output): (&Layer, &Tensor)| {
+        let input = layer.op.inputs().next().map_or(output, |id| &tensors[usize::from(id)]);
+        let Some((_, k)) = layer.op.rows_and_k(input, output) else {
+            return Demand::default();
+        };
+        let k = k as u64;
+        let columns = 8 * k.next_multiple_of(32);
+        match layer.op {
+            Op::Conv2d { .. } => Demand {
+                least: columns,
+                wanted: columns,
+            },
+            Op::Linear { .. } | Op::Logits { .. } => Demand {
+                least: k,
+                wanted: columns,
+            },
+            Op::DepthwiseConv2d { window, .. } => {
+                let columns = u64::from(input.width) + u64::from(window.kernel_width);
+                let rows = 8 * u64::from(window.kernel_height) * columns;
+                Demand {
+                    least: k,
+                    wanted: (rows + 16 * k + 64).next_multiple_of(ALIGNMENT),
+                }
+            }
+            Op::Add { .. } | Op::MaxPool { .. } | Op::AvgPool { .. } | Op::Subsample { .. } => Demand::default(),
+        }
+    };
+    layers.iter().zip(&tensors[1..]).map(demand).collect()
+}
+
+/// The largest range that no tensor uses at `time`.
+fn largest_gap(lifetimes: &[Lifetime], tensors: &[Tensor], time: usize, arena_bytes: u64) -> Scratch {
+    let mut in_use: Vec<(u64, u64)> = lifetimes
+        .iter()
+        .zip(tensors)
+        .filter(|(l, _)| l.first <= time && time <= l.last)
+        .map(|(l, tensor)| (u64::from(tensor.offset), u64::from(tensor.offset) + l.bytes))
+        .chain([(arena_bytes, arena_bytes)])
+        .collect();
+    in_use.sort_unstable();
+    let (mut end, mut largest) = (0, Scratch::default());
+    for (start, next) in in_use {
+        let bytes = start.saturating_sub(end);
+        if bytes > largest.bytes.into() {
+            largest = Scratch {
+                offset: end as u32,
+                bytes: bytes as u32,
+            };
+        }
+        end = end.max(next);
+    }
+    largest
 }
 
 /// Bytes without which no plan can do, scratch left out: the most that is in use at one time.
@@ -128,7 +211,8 @@ struct Buffer {
     lifetime: Lifetime,
 }
 
-fn buffers(lifetimes: &[Lifetime], layers: &[Layer], in_place: InPlace) -> Vec<Buffer> {
+/// Of every tensor, and behind them of every layer's scratch.
+fn buffers(lifetimes: &[Lifetime], demands: &[Demand], layers: &[Layer], in_place: InPlace) -> Vec<Buffer> {
     let mut buffers: Vec<Buffer> = Vec::new();
     let mut buffer_of = Vec::new();
     for (tensor, &lifetime) in lifetimes.iter().enumerate() {
@@ -154,6 +238,15 @@ fn buffers(lifetimes: &[Lifetime], layers: &[Layer], in_place: InPlace) -> Vec<B
             });
         }
     }
+    let needed = demands.iter().enumerate().filter(|(_, demand)| demand.least > 0);
+    buffers.extend(needed.map(|(i, demand)| Buffer {
+        tensors: vec![lifetimes.len() + i],
+        lifetime: Lifetime {
+            first: i + 1,
+            last: i + 1,
+            bytes: demand.least.next_multiple_of(ALIGNMENT),
+        },
+    }));
     buffers
 }
 
@@ -192,9 +285,9 @@ struct Placement {
 fn place(buffers: &[Buffer], order: Order) -> Placement {
     let mut queue: Vec<&Buffer> = buffers.iter().collect();
     order.sort(&mut queue);
-    let tensors = buffers.iter().map(|b| b.tensors.len()).sum();
+    let ids = buffers.iter().flat_map(|b| &b.tensors);
     let mut placement = Placement {
-        offsets: vec![0; tensors],
+        offsets: vec![0; ids.max().map_or(0, |&last| last + 1)],
         bytes: 0,
     };
     let mut placed: Vec<(u64, &Buffer)> = Vec::new();
@@ -230,7 +323,7 @@ mod tests {
 
     /// A random graph of sums, copies and channel paddings in which everything is read, with its section. Tensors have a
     /// pixel and a few channels.
-    fn random_graph(seed: u64, layers: usize) -> (Vec<Tensor>, Vec<Layer<'static>>, Section, usize) {
+    fn random_graph(seed: u64, layers: usize) -> (Vec<Tensor>, Vec<Layer<'static>>, Section) {
         let mut rng = rng(seed, Purpose::Synthetic, 1);
         let tensor = |channels: u16| Tensor {
             height: 1,
@@ -282,7 +375,9 @@ mod tests {
         let k = usize::from(tensors[unread[0]].channels);
         let weights = Weights {
             width: Width::W1,
-            offset: section.push_rows(Width::W1, &vec![1; 3 * k], k).unwrap(),
+            offset: section
+                .push_rows(adcorda_formats::Order::Blocks, Width::W1, &vec![1; 3 * k], k)
+                .unwrap(),
             bias: section.push_i32s(&[0; 3]),
         };
         tensors.push(Tensor {
@@ -293,8 +388,16 @@ mod tests {
             input: unread[0] as u8,
             weights,
         });
-        let layers = ops.into_iter().map(|op| Layer { name: "", op }).collect();
-        (tensors, layers, section, k)
+        let layers = ops.into_iter().map(layer).collect();
+        (tensors, layers, section)
+    }
+
+    fn layer(op: Op) -> Layer<'static> {
+        Layer {
+            name: "",
+            op,
+            scratch: Scratch::default(),
+        }
     }
 
     fn add(a: usize, b: usize) -> Op {
@@ -313,12 +416,12 @@ mod tests {
         tensors: Vec<Tensor>,
         layers: Vec<Layer>,
         section: Section,
-        plan: Plan,
+        arena_bytes: u32,
     ) -> Result<(), adcorda_formats::ParseError> {
         let graph = Graph {
             name: "",
             provenance: Provenance::default(),
-            plan,
+            arena_bytes,
             input_table: 0,
             labels: vec![""; 3],
             tensors,
@@ -356,12 +459,12 @@ mod tests {
                 placed.pop();
             }
         }
-        let lifetimes = lifetimes(tensors, layers);
+        let (lifetimes, demands) = (lifetimes(tensors, layers), demands(tensors, layers));
         InPlace::ALL
             .iter()
             .map(|&in_place| {
                 let mut best = u64::MAX;
-                search(&buffers(&lifetimes, layers, in_place), &mut Vec::new(), &mut best);
+                search(&buffers(&lifetimes, &demands, layers, in_place), &mut Vec::new(), &mut best);
                 best
             })
             .min()
@@ -371,11 +474,10 @@ mod tests {
     #[test]
     fn plans_of_random_graphs_are_valid() {
         for seed in 0..2000 {
-            let (mut tensors, layers, section, k) = random_graph(seed, 2 + seed as usize % 30);
-            let plan = plan(&mut tensors, &layers, k).unwrap();
-            let used = (plan.arena_bytes - plan.scratch_bytes) as usize;
-            assert!(used >= lower_bound(&tensors, &layers), "seed {seed}");
-            parses(tensors, layers, section, plan).unwrap_or_else(|cause| panic!("seed {seed}: {cause}"));
+            let (mut tensors, mut layers, section) = random_graph(seed, 2 + seed as usize % 30);
+            let bytes = plan(&mut tensors, &mut layers).unwrap();
+            assert!(bytes as usize >= lower_bound(&tensors, &layers), "seed {seed}");
+            parses(tensors, layers, section, bytes).unwrap_or_else(|cause| panic!("seed {seed}: {cause}"));
         }
     }
 
@@ -383,12 +485,12 @@ mod tests {
     fn plans_of_small_graphs_are_nearly_the_best_there_are() {
         let (mut found, mut least, mut optimal, mut graphs) = (0, 0, 0, 0);
         for seed in 0..200 {
-            let (mut tensors, layers, _, k) = random_graph(seed, 3);
+            let (mut tensors, mut layers, _) = random_graph(seed, 3);
             if layers.len() > 6 {
                 continue;
             }
-            let plan = plan(&mut tensors, &layers, k).unwrap();
-            let (bytes, best) = (u64::from(plan.scratch_offset), exhaustive(&tensors, &layers));
+            let bytes: u64 = plan(&mut tensors, &mut layers).unwrap().into();
+            let best = exhaustive(&tensors, &layers);
             assert!(bytes >= best, "seed {seed}: {bytes} bytes, {best} by search");
             found += bytes;
             least += best;
@@ -402,7 +504,7 @@ mod tests {
 
     #[test]
     fn a_sum_overwrites_an_input_that_dies() {
-        let (mut tensors, mut layers, section, k) = random_graph(0, 0);
+        let (mut tensors, mut layers, section) = random_graph(0, 0);
         // input -> copy -> copy + input -> logits
         let copy = Op::Subsample {
             input: 0,
@@ -413,11 +515,9 @@ mod tests {
         let Op::Logits { weights, .. } = layers[0].op else {
             unreachable!()
         };
-        layers = [copy, add(0, 1), Op::Logits { input: 2, weights }]
-            .map(|op| Layer { name: "", op })
-            .into();
+        layers = [copy, add(0, 1), Op::Logits { input: 2, weights }].map(layer).into();
         tensors = vec![tensors[0], tensors[0], tensors[0], tensors[1]];
-        let plan = plan(&mut tensors, &layers, k).unwrap();
+        let plan = plan(&mut tensors, &mut layers).unwrap();
         assert!(tensors[2].offset == tensors[0].offset || tensors[2].offset == tensors[1].offset);
         assert!(tensors[0].offset != tensors[1].offset);
         parses(tensors.clone(), layers.clone(), section.clone(), plan).unwrap();
@@ -436,9 +536,9 @@ mod tests {
 
     #[test]
     fn an_arena_past_4_gib_is_refused() {
-        let (mut tensors, layers, _, k) = random_graph(0, 0);
+        let (mut tensors, mut layers, _) = random_graph(0, 0);
         (tensors[0].height, tensors[0].width) = (u16::MAX, u16::MAX);
-        let error = plan(&mut tensors, &layers, k).unwrap_err();
+        let error = plan(&mut tensors, &mut layers).unwrap_err();
         assert!(error.to_string().contains("bytes"), "{error}");
     }
 }

@@ -17,8 +17,8 @@
 use std::borrow::Cow;
 
 use adcorda_formats::{
-    Element, Layer as IntegerLayer, MAX_CLASSES, MAX_LAYERS, Op as IntegerOp, PackError, Provenance, Requantize, Scale,
-    Section, Tensor, TensorId, Weights, Width,
+    Element, Layer as IntegerLayer, MAX_CLASSES, MAX_LAYERS, Op as IntegerOp, Order, PackError, Provenance, Requantize, Scale,
+    Scratch, Section, Tensor, TensorId, Weights, Width,
 };
 
 use crate::checkpoint::Checkpoint;
@@ -33,14 +33,12 @@ use crate::{Error, ErrorKind, Result};
 pub struct Lowered<'a> {
     /// The input, then the output of each layer; all at offset 0.
     pub tensors: Vec<Tensor>,
-    /// In the order in which they run.
+    /// In the order in which they run; without scratch.
     pub layers: Vec<IntegerLayer<'a>>,
     /// Weights and tables.
     pub section: Section,
     /// Where the input table lies in the section.
     pub input_table: u32,
-    /// Bytes of the longest unpacked row.
-    pub scratch_bytes: usize,
     /// One a class.
     pub labels: Cow<'a, [String]>,
     /// Where the weights come from.
@@ -90,7 +88,6 @@ pub fn lower(checkpoint: &Checkpoint) -> Result<Lowered<'_>> {
         shapes: &shapes,
         tensors: vec![input],
         section,
-        scratch_bytes: 0,
         constant_channels: Vec::new(),
     };
     let mut layers = Vec::with_capacity(network.layers.len());
@@ -104,7 +101,11 @@ pub fn lower(checkpoint: &Checkpoint) -> Result<Lowered<'_>> {
         let op = lowering
             .layer(layer, weights, quantization.activations[index + 1], last)
             .map_err(fail)?;
-        layers.push(IntegerLayer { name: &layer.name, op });
+        layers.push(IntegerLayer {
+            name: &layer.name,
+            op,
+            scratch: Scratch::default(),
+        });
     }
     let provenance = &checkpoint.provenance;
     Ok(Lowered {
@@ -112,7 +113,6 @@ pub fn lower(checkpoint: &Checkpoint) -> Result<Lowered<'_>> {
         layers,
         section: lowering.section,
         input_table,
-        scratch_bytes: lowering.scratch_bytes,
         labels,
         provenance: Provenance {
             data: &provenance.data,
@@ -137,7 +137,6 @@ struct Lowering<'a> {
     /// Of the values so far.
     tensors: Vec<Tensor>,
     section: Section,
-    scratch_bytes: usize,
     constant_channels: Vec<(String, usize)>,
 }
 
@@ -175,6 +174,7 @@ impl Lowering<'_> {
                     window,
                     weights,
                     requantize,
+                    residual: None,
                 }
             }
             Op::DepthwiseConv2d { window, .. } => {
@@ -271,8 +271,16 @@ impl Lowering<'_> {
                 quantizer.width.name()
             ));
         }
-        self.scratch_bytes = self.scratch_bytes.max(k);
         Ok(Rows {
+            order: match layer.op {
+                Op::DepthwiseConv2d { .. } => Order::Channels,
+                Op::Conv2d { .. }
+                | Op::Linear { .. }
+                | Op::Add { .. }
+                | Op::MaxPool { .. }
+                | Op::AvgPool { .. }
+                | Op::Subsample { .. } => Order::Blocks,
+            },
             width: quantizer.width,
             k,
             codes,
@@ -291,27 +299,39 @@ impl Lowering<'_> {
         (min, max): (i8, i8),
     ) -> Outcome<(Weights, Requantize)> {
         let affine = self.affine(layer)?;
-        let (mut biases, mut multipliers, mut shifts) = (Vec::new(), Vec::new(), Vec::new());
-        for (channel, &(gain, offset)) in affine.iter().enumerate() {
-            let step = scale(input) * f64::from(rows.scale(channel)) / scale(output);
-            let rule = ChannelRule {
-                multiplier: step * gain,
+        let rules: Vec<ChannelRule> = affine
+            .iter()
+            .enumerate()
+            .map(|(channel, &(gain, offset))| ChannelRule {
+                multiplier: scale(input) * f64::from(rows.scale(channel)) / scale(output) * gain,
                 constant: offset / scale(output),
                 zero_point_in: i64::from(input.zero_point),
                 lowest: f64::from(min) - f64::from(output.zero_point),
                 highest: f64::from(max) - f64::from(output.zero_point),
                 bias_limit: rows.bias_limit,
-            };
-            let folded = rule
-                .fold(rows.row(channel))
-                .map_err(|what| format!("output channel {channel}: {what}"))?;
+            })
+            .collect();
+        let named = |channel: usize, what: String| format!("output channel {channel}: {what}");
+        if let Some(channel) = rules.iter().position(|rule| fixed_point(rule.multiplier, 1).is_none()) {
+            let multiplier = rules[channel].multiplier;
+            let what = format!("its multiplier is {multiplier:e}, which is out of range: its output's scale is too small");
+            return Err(named(channel, what));
+        }
+        let channels: Vec<(f64, f64)> = rules
+            .iter()
+            .enumerate()
+            .map(|(channel, rule)| (rule.multiplier, rule.reach(rows.row(channel))))
+            .collect();
+        let shift = layer_shift(&channels);
+        let (mut biases, mut multipliers) = (Vec::new(), Vec::new());
+        for (channel, rule) in rules.iter().enumerate() {
+            let folded = rule.fold(rows.row(channel), shift).map_err(|what| named(channel, what))?;
             if folded.is_constant {
                 rows.clear(channel);
                 self.constant_channels.push((layer.name.clone(), channel));
             }
             biases.push(folded.bias);
             multipliers.push(folded.multiplier);
-            shifts.push(folded.shift);
         }
         let weights = Weights {
             width: rows.width,
@@ -320,7 +340,7 @@ impl Lowering<'_> {
         };
         let requantize = Requantize {
             multiplier: self.section.push_i32s(&multipliers),
-            shift: self.section.push_u8s(&shifts),
+            shift,
             min,
             max,
         };
@@ -361,7 +381,7 @@ impl Lowering<'_> {
 
     fn push(&mut self, rows: &Rows) -> Outcome<u32> {
         self.section
-            .push_rows(rows.width, &rows.codes, rows.k)
+            .push_rows(rows.order, rows.width, &rows.codes, rows.k)
             .map_err(|cause: PackError| cause.to_string())
     }
 
@@ -403,6 +423,7 @@ impl Lowering<'_> {
 
 /// A layer's codes, OHWI, and their scales.
 struct Rows {
+    order: Order,
     width: Width,
     k: usize,
     codes: Vec<i8>,
@@ -445,46 +466,37 @@ struct ChannelRule {
     bias_limit: i64,
 }
 
-/// The same in integers.
+/// The same in integers, over the layer's shift.
 #[derive(Debug, PartialEq, Eq)]
 struct FoldedChannel {
     bias: i32,
     multiplier: i32,
-    shift: u8,
     /// The weights take no part: they are to be zeroed where the width has a zero.
     is_constant: bool,
 }
 
 impl ChannelRule {
-    fn fold(&self, row: &[i8]) -> Outcome<FoldedChannel> {
+    fn fold(&self, row: &[i8], shift: u8) -> Outcome<FoldedChannel> {
         let sum: i64 = row.iter().map(|&w| i64::from(w)).sum();
-        let bias = (self.constant / self.multiplier).round_ties_even() - (self.zero_point_in * sum) as f64;
-        match q31(self.multiplier) {
-            Some((multiplier, shift)) if bias.abs() <= self.bias_limit as f64 => Ok(FoldedChannel {
+        let multiplier = fixed_point(self.multiplier, shift).ok_or("its multiplier is out of range")?;
+        // With the multiplier as it is rounded, so that no part of the constant is lost with the rest of it.
+        let bias = (self.constant / (f64::from(multiplier) / 2f64.powi(shift.into()))).round_ties_even();
+        let bias = bias - (self.zero_point_in * sum) as f64;
+        if multiplier != 0 && bias.abs() <= self.bias_limit as f64 {
+            return Ok(FoldedChannel {
                 bias: bias as i32,
                 multiplier,
-                shift,
                 is_constant: false,
-            }),
-            None if self.multiplier.abs() >= 1.0 => Err(format!(
-                "its multiplier is {:e}, which is out of range: its output's scale is too small",
-                self.multiplier
-            )),
-            // gamma is zero, or so small that what the constant needs of bias does not fit beside the sum.
-            Some(_) | None => self.constant(row),
+            });
         }
+        // gamma is zero, or so small that what the constant needs of bias does not fit beside the sum.
+        self.constant(row, shift)
     }
 
     /// The output where the weights hardly count. Exact unless the width has no zero; then off by less than
     /// `k * 128 / 2^22` codes, far below one for any layer that a device can hold.
-    fn constant(&self, row: &[i8]) -> Outcome<FoldedChannel> {
-        // What the weights could still add, were the image made for it.
-        let ends = [127 - self.zero_point_in, -128 - self.zero_point_in];
-        let most = |sign: i64| -> i64 {
-            let products = |&w: &i8| ends.map(|x| sign * x * i64::from(w));
-            row.iter().map(products).map(|[a, b]| a.max(b)).sum()
-        };
-        let reach = self.multiplier.abs() * most(1).max(most(-1)) as f64;
+    fn constant(&self, row: &[i8], shift: u8) -> Outcome<FoldedChannel> {
+        let reach = self.multiplier.abs() * self.reach(row);
         let clamp = |code: f64| code.round_ties_even().clamp(self.lowest, self.highest);
         let code = clamp(self.constant);
         if clamp(self.constant + reach) - code > 1.0 || code - clamp(self.constant - reach) > 1.0 {
@@ -497,23 +509,67 @@ impl ChannelRule {
             return Ok(FoldedChannel {
                 bias: 0,
                 multiplier: 0,
-                shift: 1,
                 is_constant: true,
             });
         }
         // `code << up` with a multiplier of `2^-up`: as far up as the bias may go, so that weights which cannot be zeroed
         // are shifted out.
-        let up = (0..=32)
+        let up = (shift.saturating_sub(30)..=shift)
             .rev()
-            .find(|up| ((code.abs() as i64) << up) <= self.bias_limit)
+            .find(|&up| (i128::from(code.abs() as i64) << up) <= self.bias_limit.into())
             .ok_or("its sum of products leaves no room for a bias in 32 bits")?;
         Ok(FoldedChannel {
             bias: ((code as i64) << up) as i32,
-            multiplier: 1 << 30,
-            shift: 30 + up,
+            multiplier: 1 << (shift - up),
             is_constant: true,
         })
     }
+
+    /// The largest magnitude of `sum((x - zp_in) * w)` for any image.
+    fn reach(&self, row: &[i8]) -> f64 {
+        let ends = [127 - self.zero_point_in, -128 - self.zero_point_in];
+        let most = |sign: i64| -> i64 {
+            let products = |&w: &i8| ends.map(|x| sign * x * i64::from(w));
+            row.iter().map(products).map(|[a, b]| a.max(b)).sum()
+        };
+        most(1).max(most(-1)) as f64
+    }
+}
+
+/// The shift of a layer whose channels have these multipliers, and these largest sums of products in front of them.
+///
+/// 32, at which a requantization is the upper half of a rounded product and kernels are fastest, unless
+/// - a multiplier is not below 1/2: less, so that all fit 31 bits;
+/// - 2^-33, by which a multiplier may be off, would move some code by more than 2^-8: more, as far as all still fit. That
+///   takes a sum of products beyond 2^25, so more than 1036 8-bit weights, and a multiplier below 2^-17.
+fn layer_shift(channels: &[(f64, f64)]) -> u8 {
+    let fits = |shift: u8| {
+        channels
+            .iter()
+            .all(|&(multiplier, _)| fixed_point(multiplier, shift).is_some())
+    };
+    // Codes by which rounding a multiplier moves an output that is not saturated anyway.
+    let error = |multiplier: f64, reach: f64, shift: u8| {
+        2f64.powi(-1 - i32::from(shift)).min(multiplier) * reach.min(256.0 / multiplier)
+    };
+    let is_exact = |shift: u8| {
+        channels
+            .iter()
+            .all(|&(multiplier, reach)| multiplier == 0.0 || error(multiplier.abs(), reach, shift) <= 1.0 / 256.0)
+    };
+    let Some(mut shift) = (1..=32).rev().find(|&shift| fits(shift)) else {
+        return 1;
+    };
+    while (32..62).contains(&shift) && !is_exact(shift) && fits(shift + 1) {
+        shift += 1;
+    }
+    shift
+}
+
+/// `m * 2^shift`, rounded; `None` where it does not fit 31 bits and a sign.
+fn fixed_point(m: f64, shift: u8) -> Option<i32> {
+    let rounded = (m * 2f64.powi(shift.into())).round();
+    (rounded.abs() <= f64::from(i32::MAX)).then_some(rounded as i32)
 }
 
 /// A tensor of the arena, not placed yet.
@@ -719,28 +775,34 @@ mod tests {
         bias_limit: i32::MAX as i64 - 64 * 128 * 127,
     };
 
-    /// `code - zero_point` of an accumulator without its products.
-    fn code_of(folded: &FoldedChannel, products: i64) -> i64 {
+    /// `code - zero_point` of an accumulator with these products.
+    fn code_of(folded: &FoldedChannel, products: i64, shift: u8) -> i64 {
         let scaled = (i64::from(folded.bias) + products) * i64::from(folded.multiplier);
-        (scaled + (1 << (folded.shift - 1))) >> folded.shift
+        (scaled + (1 << (shift - 1))) >> shift
     }
 
     #[test]
     fn a_gamma_of_zero_leaves_the_constant() {
-        for (constant, code) in [
-            (0.0, 0),
-            (0.4, 0),
-            (-0.6, -1),
-            (1.2, 1),
-            (99.7, 100),
-            (-127.6, -128),
-            (1e9, 127),
-            (-1e30, -128),
-        ] {
-            let folded = ChannelRule { constant, ..RULE }.fold(&[127; 64]).unwrap();
-            assert!(folded.is_constant);
-            assert!(i64::from(folded.bias).abs() <= RULE.bias_limit);
-            assert_eq!(code_of(&folded, 0), code, "{constant}");
+        for shift in [1, 2, 20, 31, 32, 33, 45, 62] {
+            for (constant, code) in [
+                (0.0, 0),
+                (0.4, 0),
+                (-0.6, -1),
+                (1.2, 1),
+                (99.7, 100),
+                (-127.6, -128),
+                (1e9, 127),
+                (-1e30, -128),
+            ] {
+                // A shift beyond what the bias has room for above it: no layer gets it, as its largest multiplier is small.
+                let Ok(folded) = ChannelRule { constant, ..RULE }.fold(&[127; 64], shift) else {
+                    assert!(shift > 50 && code != 0);
+                    continue;
+                };
+                assert!(folded.is_constant);
+                assert!(i64::from(folded.bias).abs() <= RULE.bias_limit);
+                assert_eq!(code_of(&folded, 0, shift), code, "{constant}");
+            }
         }
     }
 
@@ -754,9 +816,9 @@ mod tests {
                 bias_limit,
                 ..RULE
             };
-            let folded = rule.fold(&[1; 576]).unwrap();
+            let folded = rule.fold(&[1; 576], 32).unwrap();
             for products in [-576 * 128, 0, 576 * 127] {
-                assert_eq!(code_of(&folded, products), code, "{constant} with {products}");
+                assert_eq!(code_of(&folded, products, 32), code, "{constant} with {products}");
             }
         }
     }
@@ -769,20 +831,23 @@ mod tests {
                 constant: 42.0,
                 ..RULE
             };
-            let folded = rule.fold(&[3; 64]).unwrap();
+            let folded = rule.fold(&[3; 64], 32).unwrap();
             assert!(folded.is_constant);
-            assert_eq!(code_of(&folded, 0), 42);
+            assert_eq!(code_of(&folded, 0, 32), 42);
         }
-        // The bias fits: nothing is held.
-        let rule = ChannelRule {
-            multiplier: 1e-6,
-            constant: 42.0,
-            ..RULE
-        };
-        let folded = rule.fold(&[3; 64]).unwrap();
-        assert!(!folded.is_constant);
-        assert_eq!(folded.bias, 42_000_000 + 128 * 3 * 64);
-        assert_eq!(code_of(&folded, -128 * 3 * 64), 42);
+        // The bias fits: nothing is held, and rounding the multiplier does not touch the constant.
+        for multiplier in [1e-6, 3.7e-7, -3.3e-7] {
+            let rule = ChannelRule {
+                multiplier,
+                constant: 42.0,
+                ..RULE
+            };
+            let folded = rule.fold(&[3; 64], 32).unwrap();
+            assert!(!folded.is_constant);
+            let exact = 42.0 / f64::from(folded.multiplier) * 2f64.powi(32) + f64::from(128 * 3 * 64);
+            assert_eq!(f64::from(folded.bias), exact.round_ties_even());
+            assert_eq!(code_of(&folded, -128 * 3 * 64, 32), 42);
+        }
     }
 
     #[test]
@@ -794,12 +859,40 @@ mod tests {
             bias_limit: 1000,
             ..RULE
         };
-        assert!(rule.fold(&[127; 64]).unwrap_err().contains("too many for 32 bits"));
-        let rule = ChannelRule {
-            multiplier: 1e10,
-            ..RULE
-        };
-        assert!(rule.fold(&[127; 64]).unwrap_err().contains("out of range"));
+        assert!(rule.fold(&[127; 64], 32).unwrap_err().contains("too many for 32 bits"));
+    }
+
+    #[test]
+    fn a_layer_is_shifted_by_32_unless_a_multiplier_does_not_fit_or_would_be_coarse() {
+        let shift = |channels: &[(f64, f64)]| layer_shift(channels);
+        let reach = 2e6;
+        assert_eq!(shift(&[(1e-3, reach), (-2e-6, reach), (0.0, reach), (1e-12, reach)]), 32);
+        assert_eq!(shift(&[(0.4999, 100.0), (1e-3, reach)]), 32);
+        // 1/2 is one more than fits, and so on upwards.
+        assert_eq!(shift(&[(0.5, 100.0), (1e-3, reach)]), 31);
+        assert_eq!(shift(&[(-0.5, 100.0)]), 31);
+        assert_eq!(shift(&[(1000.0, 100.0)]), 21);
+        assert_eq!(shift(&[(2f64.powi(29), 100.0)]), 1);
+        // 4096 8-bit weights of full size: one code in 255 would be wrong at 32.
+        assert_eq!(shift(&[(1e-6, 4096.0 * 255.0 * 127.0)]), 34);
+        // Coarse, too, but another channel has no room for more.
+        assert_eq!(shift(&[(1e-6, 4096.0 * 255.0 * 127.0), (0.3, 100.0)]), 32);
+        // Steps that are large, but saturated long before they show.
+        assert_eq!(shift(&[(1e-4, 4096.0 * 255.0 * 127.0)]), 32);
+        assert_eq!(shift(&[(0.0, 0.0)]), 32);
+    }
+
+    #[test]
+    fn a_multiplier_is_rounded_to_the_nearest_that_fits() {
+        assert_eq!(fixed_point(0.25, 32), Some(1 << 30));
+        assert_eq!(fixed_point(-0.25, 32), Some(-(1 << 30)));
+        assert_eq!(fixed_point(1e-11, 32), Some(0));
+        assert_eq!(fixed_point(0.5, 32), None);
+        assert_eq!(fixed_point(0.5 - 2f64.powi(-34), 32), None);
+        assert_eq!(fixed_point(-0.5, 32), None);
+        assert_eq!(fixed_point(2f64.powi(30), 1), None);
+        assert_eq!(fixed_point(f64::NAN, 32), None);
+        assert_eq!(fixed_point(f64::INFINITY, 1), None);
     }
 
     #[test]

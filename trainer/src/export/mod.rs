@@ -72,12 +72,12 @@ impl Exported {
 pub fn export(checkpoint: &Checkpoint, options: &ExportOptions) -> Result<Exported> {
     let network = &checkpoint.network;
     let mut lowered = lower::lower(checkpoint)?;
-    let plan = arena::plan(&mut lowered.tensors, &lowered.layers, lowered.scratch_bytes)?;
+    let arena_bytes = arena::plan(&mut lowered.tensors, &mut lowered.layers)?;
     let name = options.name.as_deref().unwrap_or(&network.name);
     let graph = Graph {
         name,
         provenance: lowered.provenance,
-        plan,
+        arena_bytes,
         input_table: lowered.input_table,
         tensors: lowered.tensors,
         layers: lowered.layers,
@@ -87,7 +87,7 @@ pub fn export(checkpoint: &Checkpoint, options: &ExportOptions) -> Result<Export
         .to_model_bytes(&lowered.section.into_bytes())
         .map_err(|cause| refused(network, cause))?;
     Ok(Exported {
-        arena_bytes: plan.arena_bytes as usize,
+        arena_bytes: arena_bytes as usize,
         input: network.input,
         classes: network.classes(),
         constant_channels: lowered.constant_channels,
