@@ -31,6 +31,13 @@ fn main() {
         _ => "portable",
     };
     println!("cargo:rustc-cfg=adcorda_isa=\"{isa}\"");
+    // When it prepares for link-time optimisation, rustc assembles functions in assembly once more, without the build's flags.
+    let cpu = if target.starts_with("thumbv8m") {
+        ".cpu cortex-m33"
+    } else {
+        ""
+    };
+    println!("cargo:rustc-env=ADCORDA_DSP_CPU={cpu}");
 }
 
 /// Whether the compiler of this build, with the flags of this build, takes an instruction.

@@ -14,7 +14,7 @@
 //!    target gives the same bits.
 //! 3. **[`Session::run`] cannot fail or panic.** [`Model::parse`](formats::Model::parse), [`Session::new`] and
 //!    [`Image::new`] check everything that could go wrong, and their results are proof of it.
-//! 4. **No unsafe code** outside of the inner loops for one instruction set; there is none so far.
+//! 4. **No unsafe code** outside of the kernels for one instruction set: none at all on the host.
 //!
 //! # Example
 //!

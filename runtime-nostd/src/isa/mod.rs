@@ -8,6 +8,8 @@
 //! activations in the arena and unpacked weights are then plain slices of the caller's bytes, without a cast. This folder is
 //! the only one that may allow unsafe code.
 
+#[cfg(adcorda_isa = "dsp")]
+mod dsp;
 mod path;
 mod portable;
 
@@ -21,8 +23,13 @@ use crate::kernels::Convolution;
 /// # Shapes
 /// `x: [h, w, c_in]` | `y: [oh, ow, c_out]`, of `i32` for logits; with a residual it holds the other addend before
 pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
-    let _ = (layer, x, y, scratch);
-    false
+    #[cfg(adcorda_isa = "dsp")]
+    return dsp::conv2d(layer, x, y, scratch);
+    #[cfg(not(adcorda_isa = "dsp"))]
+    {
+        let _ = (layer, x, y, scratch);
+        false
+    }
 }
 
 /// A depthwise convolution. Returns whether it is done; if not, nothing is written.

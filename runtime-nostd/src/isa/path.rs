@@ -2,9 +2,9 @@
 
 use core::fmt;
 
-use adcorda_formats::{Layer, Model, Op, Order, Tensor};
+use adcorda_formats::{Layer, Model, Op, Order, Tensor, Width};
 
-use crate::kernels::Convolution;
+use crate::kernels::{Convolution, Epilogue};
 
 /// An instruction set that there are kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,7 +26,7 @@ impl Isa {
     pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Thumb1, Isa::Thumb2, Isa::Dsp, Isa::Mve];
 
     /// The one that this build is for.
-    pub const CURRENT: Isa = Isa::Portable;
+    pub const CURRENT: Isa = if cfg!(adcorda_isa = "dsp") { Isa::Dsp } else { Isa::Portable };
 
     /// `portable`, `thumb1`, `thumb2`, `dsp`, `mve`.
     pub const fn name(self) -> &'static str {
@@ -92,9 +92,45 @@ pub fn path(isa: Isa, model: &Model<'_>, layer: &Layer<'_>, y: &Tensor) -> Path 
 /// How `isa` computes a convolution or a fully connected layer with that much aligned scratch.
 pub(super) fn blocked(isa: Isa, layer: &Convolution<'_>, scratch_bytes: usize) -> Path {
     debug_assert!(layer.weights.packing.order == Order::Blocks);
-    let _ = scratch_bytes;
-    match isa {
-        Isa::Portable | Isa::Thumb1 | Isa::Thumb2 | Isa::Dsp | Isa::Mve => Path::Generic,
+    let fast = match isa {
+        Isa::Dsp => dsp(layer, scratch_bytes),
+        Isa::Portable | Isa::Thumb1 | Isa::Thumb2 | Isa::Mve => false,
+    };
+    if fast { Path::Blocked } else { Path::Generic }
+}
+
+/// Whether the DSP kernels take a layer.
+fn dsp(layer: &Convolution<'_>, scratch_bytes: usize) -> bool {
+    // So long are the sums that a lane of two rows holds.
+    let fits = match layer.weights.packing.width {
+        Width::W8 | Width::W4 => true,
+        Width::W2 | Width::W1 => layer.weights.packing.k < 1024,
+    };
+    fits && scratch_bytes >= dsp_scratch(layer) && is_plain(&layer.epilogue)
+}
+
+/// Scratch that the DSP kernels want: columns of three pixels, and padding or a buffer. Not more than 8 bytes a code.
+pub(super) fn dsp_scratch(layer: &Convolution<'_>) -> usize {
+    let (window, padded_k) = (&layer.window, layer.weights.packing.padded_k());
+    let padding = window.pad_top | window.pad_bottom | window.pad_left | window.pad_right;
+    match (layer.x.channels.is_multiple_of(4), padding) {
+        (false, _) => 8 * padded_k,
+        (true, 0) => 6 * padded_k,
+        (true, _) => 6 * padded_k + layer.x.channels,
+    }
+}
+
+/// Whether codes are the upper half of a product, cut off at the ends of their 8 bits, and residuals fit 32 bits with all of
+/// their constants.
+fn is_plain(epilogue: &Epilogue<'_>) -> bool {
+    const ALL: (i8, i8) = (i8::MIN, i8::MAX);
+    match epilogue {
+        Epilogue::Codes { rules, residual } => {
+            rules.shift == 32
+                && (rules.min, rules.max) == ALL
+                && residual.is_none_or(|add| add.shift <= 22 && (add.min, add.max) == ALL)
+        }
+        Epilogue::Logits => true,
     }
 }
 
