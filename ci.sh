@@ -10,6 +10,7 @@
 #   ./ci.sh ndarray      the ndarray backend agrees with flex
 #   ./ci.sh cuda-check   type-checks the CUDA backend; needs no GPU
 #   ./ci.sh demo         the demo in release, with parity in QEMU
+#   ./ci.sh record       measures instructions and model cycles anew: benches/, docs/PERFORMANCE.md (not part of test)
 #   ./ci.sh help         this text
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -82,10 +83,18 @@ demo() {
   rm -rf "$out"
 }
 
-help() { sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+record() {
+  say "record"
+  ADCORDA_RECORD=1 REQUIRE_QEMU=1 cargo test --locked -p adcorda-tests --test instructions
+  benches/cycles/run.sh
+  cargo run --quiet --locked -p adcorda-tests --bin performance
+  git --no-pager diff --stat -- benches docs/PERFORMANCE.md
+}
+
+help() { sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 case ${1-help} in
   test) setup; fmt; clippy; doc; ndarray; cuda-check; demo; host ;;
-  setup | fmt | clippy | doc | host | ndarray | cuda-check | demo | help) "$1" ;;
+  setup | fmt | clippy | doc | host | ndarray | cuda-check | demo | record | help) "$1" ;;
   *) echo "error: no verb \"$1\"" >&2; help >&2; exit 2 ;;
 esac

@@ -3,6 +3,7 @@
 //! - [`oracle`]: a second interpreter of the model file, written from `FORMAT.md` alone.
 //! - [`cases`]: one list of small models with images, for every target that runs the integer runtime.
 //! - [`host`]: the runtime on this machine, in an arena whose surroundings are watched.
+//! - [`performance`]: the generated part of `docs/PERFORMANCE.md`.
 //! - [`networks`]: networks of real shapes, for counting instructions.
 
 pub mod cases;
@@ -10,3 +11,4 @@ pub mod host;
 mod net;
 pub mod networks;
 pub mod oracle;
+pub mod performance;

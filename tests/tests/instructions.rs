@@ -162,7 +162,10 @@ fn a_layer_that_grows_is_found() {
     assert_eq!(problems(&recorded), Vec::<String>::new());
     assert_eq!(problems(&[row("a", 1010), row("b", 500)]), Vec::<String>::new());
     let grown = problems(&[row("a", 1011), row("b", 1000)]);
-    assert!(grown.len() == 1 && grown[0].contains("1011") && grown[0].contains("1.1 %"), "{grown:?}");
+    assert!(
+        grown.len() == 1 && grown[0].contains("1011") && grown[0].contains("1.1 %"),
+        "{grown:?}"
+    );
     assert_eq!(problems(&recorded[..1]).len(), 1);
     assert_eq!(problems(&[row("a", 1), row("c", 1)]).len(), 1);
     let text = format!("# compiler\n{HEADER}\nresnet8,0,conv2d,blocked,5,7\n");
