@@ -11,9 +11,8 @@ trap 'rm -rf "$work"' EXIT
 
 cc -shared -fPIC -O2 "$out/m4cycles.c" -o "$work/m4cycles.so"
 cargo run --quiet --locked -p adcorda-tests --bin networks -- "$work"
-(cd examples/qemu && env -u CARGO_TARGET_DIR cargo build --quiet --locked --release --target thumbv7em-none-eabihf)
-elf=examples/qemu/target/thumbv7em-none-eabihf/release/adcorda-qemu
-elf=$PWD/$elf
+(cd examples/qemu && env -u CARGO_TARGET_DIR cargo build --quiet --locked --release --config boards/mps2-an386.toml)
+elf=$PWD/examples/qemu/target/mps2-an386/thumbv7em-none-eabihf/release/adcorda-qemu
 ticks=0x$(nm -C "$elf" | awk '$3 == "adcorda_qemu::counter::ticks" { print $1 }')
 
 for width in w8 w4 w2 w1; do

@@ -37,6 +37,26 @@ fn mps2_an385() {
     no_layer_takes_more_than_recorded(Board::Mps2An385);
 }
 
+#[test]
+fn mps2_an385_m0() {
+    no_layer_takes_more_than_recorded(Board::Mps2An385M0);
+}
+
+#[test]
+fn mps2_an500() {
+    no_layer_takes_more_than_recorded(Board::Mps2An500);
+}
+
+#[test]
+fn mps2_an505() {
+    no_layer_takes_more_than_recorded(Board::Mps2An505);
+}
+
+#[test]
+fn mps3_an547() {
+    no_layer_takes_more_than_recorded(Board::Mps3An547);
+}
+
 fn no_layer_takes_more_than_recorded(board: Board) {
     let firmware = match Firmware::locate(board) {
         Ok(firmware) => firmware,

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use adcorda_runtime::Isa;
 use serde::{Serialize, Serializer};
 
 use crate::{Error, ErrorKind, Result};
@@ -49,6 +50,7 @@ struct Facts {
     name: &'static str,
     core: &'static str,
     target: &'static str,
+    isa: Isa,
     flash_kib: usize,
     ram_kib: usize,
     qemu_machine: Option<&'static str>,
@@ -98,6 +100,11 @@ impl Board {
     /// Rust's target triple for it.
     pub const fn target(self) -> &'static str {
         self.facts().target
+    }
+
+    /// The instruction set whose kernels it gets, with the flags of `examples/qemu/boards` or their like.
+    pub const fn isa(self) -> Isa {
+        self.facts().isa
     }
 
     /// Bytes of flash.
@@ -150,7 +157,7 @@ impl Board {
         const fn facts(
             name: &'static str,
             core: &'static str,
-            target: &'static str,
+            (target, isa): (&'static str, Isa),
             [flash_kib, ram_kib]: [usize; 2],
             qemu_machine: Option<&'static str>,
         ) -> Facts {
@@ -158,15 +165,17 @@ impl Board {
                 name,
                 core,
                 target,
+                isa,
                 flash_kib,
                 ram_kib,
                 qemu_machine,
             }
         }
-        const V6: &str = "thumbv6m-none-eabi";
-        const V7: &str = "thumbv7m-none-eabi";
-        const V7E: &str = "thumbv7em-none-eabihf";
-        const V8: &str = "thumbv8m.main-none-eabihf";
+        const V6: (&str, Isa) = ("thumbv6m-none-eabi", Isa::Thumb1);
+        const V7: (&str, Isa) = ("thumbv7m-none-eabi", Isa::Thumb2);
+        const V7E: (&str, Isa) = ("thumbv7em-none-eabihf", Isa::Dsp);
+        const V8: (&str, Isa) = ("thumbv8m.main-none-eabihf", Isa::Dsp);
+        const V81: (&str, Isa) = ("thumbv8m.main-none-eabihf", Isa::Mve);
         match self {
             Board::Mps2An386 => facts("mps2-an386", "Cortex-M4", V7E, [4096, 4096], Some("mps2-an386")),
             Board::Mps2An385 => facts("mps2-an385", "Cortex-M3", V7, [4096, 4096], Some("mps2-an385")),
@@ -179,7 +188,7 @@ impl Board {
             ),
             Board::Mps2An500 => facts("mps2-an500", "Cortex-M7", V7E, [4096, 4096], Some("mps2-an500")),
             Board::Mps2An505 => facts("mps2-an505", "Cortex-M33", V8, [4096, 4096], Some("mps2-an505")),
-            Board::Mps3An547 => facts("mps3-an547", "Cortex-M55", V8, [512, 4096], Some("mps3-an547")),
+            Board::Mps3An547 => facts("mps3-an547", "Cortex-M55", V81, [512, 4096], Some("mps3-an547")),
             Board::Stm32f030 => facts("stm32f030", "Cortex-M0", V6, [16, 4], None),
             Board::Stm32f405 => facts("stm32f405", "Cortex-M4", V7E, [1024, 128], None),
             Board::Stm32f411 => facts("stm32f411", "Cortex-M4", V7E, [512, 128], None),

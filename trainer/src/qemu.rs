@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use adcorda_formats::{Layer, Model};
-use adcorda_runtime::{Image, Observer, Session};
+use adcorda_runtime::{Image, Observer, Session, path};
 use crc::{CRC_32_ISO_HDLC, Crc};
 use serde::Serialize;
 
@@ -34,6 +34,8 @@ const COMMAND_LINE_BYTES: usize = 3500;
 pub struct DeviceReport {
     /// The board.
     pub board: Board,
+    /// The instruction set that its kernels are written for.
+    pub isa: &'static str,
     /// Whether every byte of every layer was the host's: always, since anything else is an error.
     pub parity: bool,
     /// Number of images compared.
@@ -61,6 +63,8 @@ pub struct DeviceLayer {
     pub name: String,
     /// Kind of operation.
     pub op: &'static str,
+    /// Which kernel took it on this board.
+    pub path: &'static str,
     /// Instructions of one inference: the mean over the images, rounded down.
     pub instructions: u64,
     /// Multiply-accumulates.
@@ -99,6 +103,13 @@ pub fn run_images(model: &[u8], images: &[&[u8]], board: Board) -> Result<Device
     let firmware = Firmware::locate(board)?;
     board.fits(model.len() + firmware.flash_bytes, parsed.arena_bytes() + firmware.ram_bytes)?;
     let launch = firmware.launch(&[Job { model, images }])?;
+    if launch.isa != board.isa().name() {
+        return Err(Error::new(
+            ErrorKind::Toolchain,
+            format!("the firmware is built for {}, {board} takes {}", launch.isa, board.isa()),
+        )
+        .remedy("build examples/qemu for this board, or unset ADCORDA_FIRMWARE"));
+    }
     let found = &launch.traces[0];
     compare(&parsed, &expected, found)?;
 
@@ -113,12 +124,14 @@ pub fn run_images(model: &[u8], images: &[&[u8]], board: Board) -> Result<Device
         layers.push(DeviceLayer {
             name: layer.name.into(),
             op: layer.op.name(),
+            path: path(board.isa(), &parsed, &layer, output).name(),
             instructions: sum / found.len() as u64,
             macs: layer.op.macs(input, output),
         });
     }
     Ok(DeviceReport {
         board,
+        isa: board.isa().name(),
         parity: true,
         images: images.len(),
         instructions: layers.iter().map(|layer| layer.instructions).sum(),
@@ -136,12 +149,12 @@ impl fmt::Display for DeviceReport {
         let (board, core) = (self.board, self.board.core());
         writeln!(
             f,
-            "{board} ({core} in QEMU), {} images: every byte of every layer is the host's\n",
-            self.images
+            "{board} ({core} in QEMU, {} kernels), {} images: every byte of every layer is the host's\n",
+            self.isa, self.images
         )?;
         let width = self.layers.iter().map(|l| l.name.chars().count()).max().unwrap_or(0).max(5);
-        let row = |f: &mut fmt::Formatter<'_>, name: &str, op: &str, instructions: u64, macs: u64| {
-            write!(f, "{name:width$}  {op:16}  {instructions:>12}  {macs:>12}  ")?;
+        let row = |f: &mut fmt::Formatter<'_>, name: &str, op: &str, path: &str, instructions: u64, macs: u64| {
+            write!(f, "{name:width$}  {op:16}  {path:9}  {instructions:>12}  {macs:>12}  ")?;
             match macs {
                 0 => writeln!(f, "{:>8}", "-"),
                 macs => writeln!(f, "{:>8.2}", instructions as f64 / macs as f64),
@@ -149,15 +162,16 @@ impl fmt::Display for DeviceReport {
         };
         writeln!(
             f,
-            "{:width$}  {:16}  {:>12}  {:>12}  {:>8}",
-            "layer", "", "instructions", "MACs", "per MAC"
+            "{:width$}  {:16}  {:9}  {:>12}  {:>12}  {:>8}",
+            "layer", "", "path", "instructions", "MACs", "per MAC"
         )?;
         for layer in &self.layers {
-            row(f, &layer.name, layer.op, layer.instructions, layer.macs)?;
+            row(f, &layer.name, layer.op, layer.path, layer.instructions, layer.macs)?;
         }
         row(
             f,
             "total",
+            "",
             "",
             self.instructions,
             self.layers.iter().map(|layer| layer.macs).sum(),
@@ -288,6 +302,8 @@ pub struct Launch {
     pub traces: Vec<Vec<Trace>>,
     /// Stack of the deepest inference.
     pub stack_bytes: usize,
+    /// The instruction set that the firmware was built for.
+    pub isa: String,
 }
 
 /// The firmware for one board, built and measured.
@@ -345,6 +361,7 @@ impl Firmware {
         let mut all = Launch {
             traces: Vec::new(),
             stack_bytes: 0,
+            isa: String::new(),
         };
         let mut arguments: Vec<String> = Vec::new();
         let mut pending = 0;
@@ -363,6 +380,7 @@ impl Firmware {
                     return Err(unreadable(&format!("{} models of {pending}", launched.traces.len())));
                 }
                 all.traces.extend(launched.traces);
+                all.isa = launched.isa;
                 all.stack_bytes = all.stack_bytes.max(launched.stack_bytes);
                 arguments.clear();
                 pending = 0;
@@ -590,6 +608,7 @@ fn read_output(text: &str) -> Result<Launch> {
     let mut launch = Launch {
         traces: Vec::new(),
         stack_bytes: 0,
+        isa: String::new(),
     };
     let mut done = false;
     for line in text.lines() {
@@ -606,7 +625,15 @@ fn read_line(line: &str, launch: &mut Launch, done: &mut bool) -> Option<()> {
     let mut words = line.split_ascii_whitespace();
     let mut word = || words.next();
     match word()? {
-        "model" => launch.traces.push(Vec::new()),
+        "model" => {
+            let (_name, "layers", _layers, "arena", _bytes, "isa", isa) =
+                (word()?, word()?, word()?, word()?, word()?, word()?, word()?)
+            else {
+                return None;
+            };
+            isa.clone_into(&mut launch.isa);
+            launch.traces.push(Vec::new());
+        }
         "image" => {
             let traces = launch.traces.last_mut()?;
             let index: usize = word()?.parse().ok()?;
@@ -657,7 +684,7 @@ fn unreadable(what: &str) -> Error {
 mod tests {
     use super::*;
 
-    const OUTPUT: &str = "model 0.adq layers 2 arena 468\n\
+    const OUTPUT: &str = "model 0.adq layers 2 arena 468 isa dsp\n\
         image 0 input crc c2f75e5f\n\
         layer 0 crc b7c0c10d instructions 55259\n\
         layer 1 crc 7d8eee5d instructions 4668\n\
@@ -677,6 +704,7 @@ mod tests {
         };
         assert_eq!(launch.traces, [[trace]]);
         assert_eq!(launch.stack_bytes, 4148);
+        assert_eq!(launch.isa, "dsp");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! Output, one record a line:
 //!
 //! ```text
-//! model MODEL layers N arena BYTES
+//! model MODEL layers N arena BYTES isa NAME
 //! image I input crc HEX
 //! layer J crc HEX instructions N
 //! image I top1 CLASS instructions N logits A B ...
@@ -30,7 +30,7 @@ use core::ffi::CStr;
 use core::fmt;
 
 use adcorda_runtime::formats::{Model, ParseError};
-use adcorda_runtime::{ArenaTooSmall, Image, ImageSize, Session};
+use adcorda_runtime::{ArenaTooSmall, Image, ImageSize, Isa, Session};
 use cortex_m::register::msp;
 use cortex_m_rt::{ExceptionFrame, entry, exception};
 use semihosting::experimental::env;
@@ -135,7 +135,11 @@ fn run_job(
             job.model
         )));
     };
-    console.line(format_args!("model {} layers {layers} arena {arena_bytes}", job.model));
+    console.line(format_args!(
+        "model {} layers {layers} arena {arena_bytes} isa {}",
+        job.model,
+        Isa::CURRENT
+    ));
 
     let mut file = open(job.images, console)?;
     let mut deepest = 0;

@@ -26,7 +26,17 @@ impl Isa {
     pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Thumb1, Isa::Thumb2, Isa::Dsp, Isa::Mve];
 
     /// The one that this build is for.
-    pub const CURRENT: Isa = if cfg!(adcorda_isa = "dsp") { Isa::Dsp } else { Isa::Portable };
+    pub const CURRENT: Isa = if cfg!(adcorda_isa = "mve") {
+        Isa::Mve
+    } else if cfg!(adcorda_isa = "dsp") {
+        Isa::Dsp
+    } else if cfg!(adcorda_isa = "thumb2") {
+        Isa::Thumb2
+    } else if cfg!(adcorda_isa = "thumb1") {
+        Isa::Thumb1
+    } else {
+        Isa::Portable
+    };
 
     /// `portable`, `thumb1`, `thumb2`, `dsp`, `mve`.
     pub const fn name(self) -> &'static str {
