@@ -54,25 +54,30 @@ pub fn page() -> io::Result<(PathBuf, String)> {
 fn tables() -> io::Result<String> {
     let mut text = String::new();
     for (network, title) in NETWORKS {
-        writeln!(text, "\n### {title}, whole network\n").expect("a string grows");
-        text += "| core (QEMU board) | weights | instructions / inference | per MAC | M4 model cycles per MAC |\n|---|---|---|---|---|\n";
+        writeln!(
+            text,
+            "\n### {title}, whole network\n\nInstructions per MAC, and millions an inference.\n"
+        )
+        .expect("a string grows");
+        text += "| core | QEMU board | 8 bit | 4 bit | ternary | binary |\n|---|---|---|---|---|---|\n";
+        let mut cycles = String::from("| Cortex-M4, **model cycles** per MAC | `mps2-an386` |");
         for (board, core) in BOARDS {
+            write!(text, "| {core} | `{board}` |").expect("a string grows");
             for width in WIDTHS {
                 let lines = lines(board, width, network)?;
                 let sum = |of: fn(&Line) -> u64| lines.iter().map(of).sum::<u64>();
                 let (macs, instructions) = (sum(|line| line.macs), sum(|line| line.instructions));
-                let cycles: Option<u64> = lines.iter().map(|line| line.cycles).sum();
-                let cycles = cycles.map_or("-".into(), |cycles| format!("{:.2}", ratio(cycles, macs)));
-                writeln!(
-                    text,
-                    "| {core} (`{board}`) | {} | {} | **{:.3}** | {cycles} |",
-                    name(width),
-                    thousands(instructions),
-                    ratio(instructions, macs)
-                )
-                .expect("a string grows");
+                let (per_mac, millions) = (ratio(instructions, macs), instructions as f64 / 1e6);
+                write!(text, " **{per_mac:.3}** ({millions:.2} M) |").expect("a string grows");
+                if let Some(sum) = lines.iter().map(|line| line.cycles).sum::<Option<u64>>() {
+                    let (per_mac, millions) = (ratio(sum, macs), sum as f64 / 1e6);
+                    write!(cycles, " {per_mac:.3} ({millions:.2} M) |").expect("a string grows");
+                }
             }
+            text.push('\n');
         }
+        text += &cycles;
+        text.push('\n');
     }
     for (board, core) in BOARDS {
         writeln!(
@@ -139,15 +144,6 @@ fn lines(board: &str, width: Width, network: &str) -> io::Result<Vec<Line>> {
 
 fn ratio(a: u64, b: u64) -> f64 {
     a as f64 / b as f64
-}
-
-fn name(width: Width) -> &'static str {
-    match width {
-        Width::W8 => "8 bit",
-        Width::W4 => "4 bit",
-        Width::W2 => "ternary",
-        Width::W1 => "binary",
-    }
 }
 
 /// 1234567 as `1,234,567`.
