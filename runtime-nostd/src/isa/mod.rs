@@ -10,6 +10,8 @@
 
 #[cfg(adcorda_isa = "dsp")]
 mod dsp;
+#[cfg(adcorda_isa = "mve")]
+mod mve;
 mod path;
 mod portable;
 
@@ -25,7 +27,9 @@ use crate::kernels::Convolution;
 pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
     #[cfg(adcorda_isa = "dsp")]
     return dsp::conv2d(layer, x, y, scratch);
-    #[cfg(not(adcorda_isa = "dsp"))]
+    #[cfg(adcorda_isa = "mve")]
+    return mve::conv2d(layer, x, y, scratch);
+    #[cfg(not(any(adcorda_isa = "dsp", adcorda_isa = "mve")))]
     {
         let _ = (layer, x, y, scratch);
         false

@@ -104,7 +104,8 @@ pub(super) fn blocked(isa: Isa, layer: &Convolution<'_>, scratch_bytes: usize) -
     debug_assert!(layer.weights.packing.order == Order::Blocks);
     let fast = match isa {
         Isa::Dsp => dsp(layer, scratch_bytes),
-        Isa::Portable | Isa::Thumb1 | Isa::Thumb2 | Isa::Mve => false,
+        Isa::Mve => mve(layer, scratch_bytes),
+        Isa::Portable | Isa::Thumb1 | Isa::Thumb2 => false,
     };
     if fast { Path::Blocked } else { Path::Generic }
 }
@@ -128,6 +129,27 @@ pub(super) fn dsp_scratch(layer: &Convolution<'_>) -> usize {
         (true, 0) => 6 * padded_k,
         (true, _) => 6 * padded_k + layer.x.channels,
     }
+}
+
+/// Whether the MVE kernels take a layer.
+fn mve(layer: &Convolution<'_>, scratch_bytes: usize) -> bool {
+    let packing = &layer.weights.packing;
+    let beyond = match packing.width {
+        Width::W8 | Width::W2 => 0,
+        Width::W4 => 16,
+        Width::W1 => 8,
+    };
+    packing.rows.is_multiple_of(packing.block_rows())
+        && packing.k < 1 << 17
+        && layer.weights.packed.len() >= packing.bytes() + beyond
+        && scratch_bytes >= 4 * mve_column_bytes(layer)
+        && matches!(layer.epilogue, Epilogue::Codes { .. })
+        && is_plain(&layer.epilogue)
+}
+
+/// Length of a column of the MVE kernels.
+pub(super) fn mve_column_bytes(layer: &Convolution<'_>) -> usize {
+    layer.weights.packing.k.next_multiple_of(32)
 }
 
 /// Whether codes are the upper half of a product, cut off at the ends of their 8 bits, and residuals fit 32 bits with all of

@@ -199,19 +199,19 @@ impl<'m> ChannelRules<'m> {
 
 /// Where a window lies along one axis, with what padding cuts off left out.
 #[derive(Clone, Copy)]
-struct Span {
+pub(crate) struct Span {
     /// First position inside the input.
-    start: usize,
+    pub(crate) start: usize,
     /// First kernel tap inside the input.
-    tap: usize,
+    pub(crate) tap: usize,
     /// Taps inside the input.
-    len: usize,
+    pub(crate) len: usize,
 }
 
 impl Span {
     /// The `index`-th window of `kernel` taps over `size` positions.
     #[inline]
-    fn new(index: usize, stride: u8, pad: u8, kernel: u8, size: usize) -> Self {
+    pub(crate) fn new(index: usize, stride: u8, pad: u8, kernel: u8, size: usize) -> Self {
         let (begin, pad) = (index * usize::from(stride), usize::from(pad));
         let tap = pad.saturating_sub(begin);
         let end = usize::from(kernel).min((size + pad).saturating_sub(begin));
