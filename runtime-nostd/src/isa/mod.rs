@@ -41,8 +41,13 @@ pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &
 /// # Shapes
 /// `x: [h, w, c]` | `y: [oh, ow, c]`
 pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
-    let _ = (layer, x, y, scratch);
-    false
+    #[cfg(adcorda_isa = "mve")]
+    return mve::depthwise_conv2d(layer, x, y, scratch);
+    #[cfg(not(adcorda_isa = "mve"))]
+    {
+        let _ = (layer, x, y, scratch);
+        false
+    }
 }
 
 #[cfg(test)]

@@ -169,8 +169,10 @@ fn is_plain(epilogue: &Epilogue<'_>) -> bool {
 /// How `isa` computes a depthwise convolution with that much aligned scratch.
 pub(super) fn depthwise(isa: Isa, layer: &Convolution<'_>, scratch_bytes: usize) -> Path {
     debug_assert!(layer.weights.packing.order == Order::Channels);
-    let _ = scratch_bytes;
-    match isa {
-        Isa::Portable | Isa::Thumb1 | Isa::Thumb2 | Isa::Dsp | Isa::Mve => Path::Generic,
-    }
+    let fast = match isa {
+        // Unpacked weights of sixteen channels, and as many activations.
+        Isa::Mve => is_plain(&layer.epilogue) && scratch_bytes >= 32 * layer.weights.packing.k,
+        Isa::Portable | Isa::Thumb1 | Isa::Thumb2 | Isa::Dsp => false,
+    };
+    if fast { Path::Depthwise } else { Path::Generic }
 }
