@@ -33,6 +33,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(logits(width));
         cases.push(ends(width));
         cases.push(ends_long(width));
+        cases.push(ends_depthwise(width));
     }
     cases.extend(requantization());
     cases.extend(add());
@@ -115,6 +116,13 @@ fn depthwise_conv2d(width: Width) -> Vec<Case> {
         net.depthwise_conv2d(0, window, Matrix::random(width));
         net.finish(width, 2)
     };
+    let mut clamped = Net::new(format!("depthwise_conv2d_{}_clamped", width.name()), [5, 4, 4]);
+    let multipliers = vec![(1 << 30) >> width.max_magnitude().ilog2(); 4];
+    let matrix = Matrix {
+        rules: Rules::Fixed(multipliers, 32, -90, 80),
+        ..Matrix::random(width)
+    };
+    clamped.depthwise_conv2d(0, window([3, 3], [1, 1], [1; 4]), matrix);
     vec![
         case("3x3_pad", [5, 4, 5], window([3, 3], [1, 1], [1; 4])),
         case("5x2_strides", [4, 7, 17], window([5, 2], [1, 2], [3, 4, 0, 1])),
@@ -122,6 +130,19 @@ fn depthwise_conv2d(width: Width) -> Vec<Case> {
         case("3x3_c16", [6, 5, 16], window([3, 3], [1, 1], [1; 4])),
         case("3x3_c24_stride2", [7, 8, 24], window([3, 3], [2, 2], [0, 1, 0, 1])),
         case("3x3_c8_narrow", [9, 1, 8], window([3, 3], [1, 1], [1; 4])),
+        // Rows that are even and odd, first and last, above each other and apart.
+        case("3x3_c4_no_padding", [5, 8, 4], window([3, 3], [1, 1], [0; 4])),
+        case("3x3_c8_strides_1_2", [5, 9, 8], window([3, 3], [1, 2], [1, 0, 1, 1])),
+        case("3x3_c8_strides_3_1", [10, 5, 8], window([3, 3], [3, 1], [2, 1, 2, 0])),
+        case("3x3_c4_larger_than_input", [2, 1, 4], window([3, 3], [1, 1], [2; 4])),
+        case("3x3_c4_one_window", [4, 4, 4], window([3, 3], [2, 2], [0; 4])),
+        // Other kernels, with heights that are no pairs, and columns left over.
+        case("5x5_c8", [6, 7, 8], window([5, 5], [1, 1], [2; 4])),
+        case("4x3_c4_strides", [9, 8, 4], window([4, 3], [2, 3], [1, 2, 0, 1])),
+        case("9x1_c8", [11, 3, 8], window([9, 1], [1, 1], [4, 4, 0, 0])),
+        case("1x5_c4", [3, 9, 4], window([1, 5], [1, 2], [0, 0, 2, 2])),
+        case("1x1_c16_stride2", [5, 4, 16], window([1, 1], [2, 2], [0; 4])),
+        clamped.finish(width, 2),
     ]
 }
 
@@ -181,6 +202,27 @@ fn ends_long(width: Width) -> Case {
     net.conv2d(0, window([3, 3], [1, 1], [1; 4]), 8, matrix);
     let mut case = net.finish(width, 2);
     case.images = extreme_images(4 * 128);
+    case
+}
+
+/// Inputs, weights and biases of depthwise kernels at their ends.
+fn ends_depthwise(width: Width) -> Case {
+    let mut net = Net::new(format!("ends_depthwise_{}", width.name()), [6, 5, 8]).input_codes(Table::Identity);
+    net.zero_point(0, -128);
+    let matrix = Matrix {
+        codes: Codes::Ends,
+        ..Matrix::random(width)
+    };
+    let same = window([3, 3], [1, 1], [1; 4]);
+    let x = net.depthwise_conv2d(0, same, matrix.clone());
+    let matrix = Matrix {
+        bias: Bias::Ends,
+        ..matrix
+    };
+    let x = net.depthwise_conv2d(x, same, matrix.clone());
+    net.depthwise_conv2d(x, window([5, 5], [1, 1], [2; 4]), matrix);
+    let mut case = net.finish(width, 2);
+    case.images = extreme_images(6 * 5 * 8);
     case
 }
 
@@ -394,8 +436,9 @@ impl Case {
             let x = &graph.tensors[usize::from(x)];
             let bytes = match (layer.op.packing(x, y), layer.op.window()) {
                 (Some(packing), Some(window)) if packing.order == Order::Channels => {
-                    let columns = usize::from(x.width) + usize::from(window.kernel_width);
-                    8 * usize::from(window.kernel_height) * columns + 16 * packing.k + 64
+                    let [kernel_height, kernel_width] = [window.kernel_height, window.kernel_width].map(usize::from);
+                    let columns = usize::from(y.width - 1) * usize::from(window.stride_width) + kernel_width;
+                    16 * (kernel_height.div_ceil(2) * columns + usize::from(y.width) + packing.k) + 64
                 }
                 (Some(packing), _) => 8 * packing.k.next_multiple_of(32),
                 (None, _) => 0,
@@ -415,6 +458,8 @@ impl Case {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+
+    use adcorda_runtime::{Isa, Path, path};
 
     use super::*;
     use crate::oracle;
@@ -479,6 +524,21 @@ mod tests {
             assert!(macs < 200_000, "{}: {macs} multiply-accumulates", case.name);
             assert!(case.model.len() < 50_000, "{}: {} bytes", case.name, case.model.len());
             assert!(model.arena_bytes() < 20_000, "{}: {} bytes", case.name, model.arena_bytes());
+        }
+    }
+
+    /// Else the cases would compare the generic path with itself.
+    #[test]
+    fn depthwise_kernels_take_blocks_of_channels() {
+        for case in all().iter().filter(|case| case.name.ends_with("_roomy")) {
+            let model = Model::parse(&case.model).expect("a valid model");
+            for (layer, y) in model.layers().zip(&model.tensors()[1..]) {
+                if matches!(layer.op, Op::DepthwiseConv2d { .. }) {
+                    let fast = y.channels.is_multiple_of(4) && !case.name.contains("clamped");
+                    let expected = if fast { Path::Depthwise } else { Path::Generic };
+                    assert_eq!(path(Isa::Dsp, &model, &layer, y), expected, "{}: {}", case.name, layer.name);
+                }
+            }
         }
     }
 

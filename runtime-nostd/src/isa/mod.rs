@@ -8,6 +8,7 @@
 //! activations in the arena and unpacked weights are then plain slices of the caller's bytes, without a cast. This folder is
 //! the only one that may allow unsafe code.
 
+mod depthwise;
 #[cfg(adcorda_isa = "dsp")]
 mod dsp;
 #[cfg(adcorda_isa = "mve")]
@@ -41,9 +42,9 @@ pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &
 /// # Shapes
 /// `x: [h, w, c]` | `y: [oh, ow, c]`
 pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
-    #[cfg(adcorda_isa = "mve")]
-    return mve::depthwise_conv2d(layer, x, y, scratch);
-    #[cfg(not(adcorda_isa = "mve"))]
+    #[cfg(adcorda_isa = "dsp")]
+    return dsp::depthwise_conv2d(layer, x, y, scratch);
+    #[cfg(not(adcorda_isa = "dsp"))]
     {
         let _ = (layer, x, y, scratch);
         false

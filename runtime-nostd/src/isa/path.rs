@@ -4,6 +4,7 @@ use core::fmt;
 
 use adcorda_formats::{Layer, Model, Op, Order, Tensor, Width};
 
+use super::depthwise::{CHANNELS, Layout};
 use crate::kernels::{Convolution, Epilogue};
 
 /// An instruction set that there are kernels for.
@@ -170,9 +171,12 @@ fn is_plain(epilogue: &Epilogue<'_>) -> bool {
 pub(super) fn depthwise(isa: Isa, layer: &Convolution<'_>, scratch_bytes: usize) -> Path {
     debug_assert!(layer.weights.packing.order == Order::Channels);
     let fast = match isa {
-        // Unpacked weights of sixteen channels, and as many activations.
-        Isa::Mve => is_plain(&layer.epilogue) && scratch_bytes >= 32 * layer.weights.packing.k,
-        Isa::Portable | Isa::Thumb1 | Isa::Thumb2 | Isa::Dsp => false,
+        Isa::Dsp => {
+            layer.x.channels.is_multiple_of(CHANNELS)
+                && is_plain(&layer.epilogue)
+                && scratch_bytes >= Layout::new(layer).bytes()
+        }
+        Isa::Portable | Isa::Thumb1 | Isa::Thumb2 | Isa::Mve => false,
     };
     if fast { Path::Depthwise } else { Path::Generic }
 }

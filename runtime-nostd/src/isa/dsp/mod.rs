@@ -5,7 +5,10 @@
 #![allow(unsafe_code)]
 
 mod columns;
+mod depthwise;
 mod rows;
+
+pub(crate) use self::depthwise::depthwise_conv2d;
 
 use adcorda_formats::Width;
 
