@@ -13,7 +13,7 @@
 /// What turns an accumulator of one output channel into its code.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Requantizer {
-    /// Q31; negative where BatchNorm's gamma is.
+    /// Negative where BatchNorm's gamma is.
     pub(crate) multiplier: i32,
     /// 1 to 62.
     pub(crate) shift: u8,
@@ -29,11 +29,29 @@ impl Requantizer {
     /// `clamp(zero_point + ((acc * multiplier + (1 << (shift - 1))) >> shift), min, max)`, in 64 bits.
     #[inline]
     pub(crate) const fn apply(&self, acc: i32) -> i8 {
-        let scaled = (acc as i64 * self.multiplier as i64 + (1 << (self.shift - 1))) >> self.shift;
+        let product = acc as i64 * self.multiplier as i64;
+        // What nearly all layers have: no shift at all on a machine of 32 bits.
+        if self.shift == 32 {
+            let scaled = ((product + (1 << 31)) >> 32) as i32;
+            // The product is at most 2^62, its upper half 2^30.
+            return self.clamp(scaled + self.zero_point as i32);
+        }
+        let scaled = (product + (1 << (self.shift - 1))) >> self.shift;
         let code = scaled + self.zero_point as i64;
         if code < self.min as i64 {
             self.min
         } else if code > self.max as i64 {
+            self.max
+        } else {
+            code as i8
+        }
+    }
+
+    #[inline]
+    const fn clamp(&self, code: i32) -> i8 {
+        if code < self.min as i32 {
+            self.min
+        } else if code > self.max as i32 {
             self.max
         } else {
             code as i8

@@ -17,7 +17,7 @@ mod path;
 mod portable;
 
 pub use path::{Isa, Path, path};
-pub(crate) use portable::{dot, sum, unpack};
+pub(crate) use portable::{dot, sum, unpack, unpack_one};
 
 use crate::kernels::Convolution;
 

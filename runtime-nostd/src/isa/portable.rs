@@ -60,6 +60,12 @@ pub(crate) fn unpack(packing: &Packing, packed: &[u8], row: usize, codes: &mut [
     }
 }
 
+/// One code of packed weights. For a few codes in another order than that of [`unpack`].
+#[inline]
+pub(crate) fn unpack_one(packing: &Packing, packed: &[u8], row: usize, i: usize) -> u8 {
+    packing.decode(packed, row, i) as u8
+}
+
 /// Sum of `x * w` over two slices of one length. Wraps, as every accumulator is proven to fit by the time it is complete.
 #[inline]
 pub(crate) fn dot(x: &[u8], w: &[u8]) -> i32 {
