@@ -438,7 +438,7 @@ impl Case {
                 (Some(packing), Some(window)) if packing.order == Order::Channels => {
                     let [kernel_height, kernel_width] = [window.kernel_height, window.kernel_width].map(usize::from);
                     let columns = usize::from(y.width - 1) * usize::from(window.stride_width) + kernel_width;
-                    16 * (kernel_height.div_ceil(2) * columns + usize::from(y.width) + packing.k) + 64
+                    16 * (kernel_height.div_ceil(2) * columns + usize::from(y.width) + 2 * packing.k) + 64
                 }
                 (Some(packing), _) => 8 * packing.k.next_multiple_of(32),
                 (None, _) => 0,

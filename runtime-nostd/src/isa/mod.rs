@@ -44,7 +44,9 @@ pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &
 pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
     #[cfg(adcorda_isa = "dsp")]
     return dsp::depthwise_conv2d(layer, x, y, scratch);
-    #[cfg(not(adcorda_isa = "dsp"))]
+    #[cfg(adcorda_isa = "mve")]
+    return mve::depthwise_conv2d(layer, x, y, scratch);
+    #[cfg(not(any(adcorda_isa = "dsp", adcorda_isa = "mve")))]
     {
         let _ = (layer, x, y, scratch);
         false

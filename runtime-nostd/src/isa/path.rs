@@ -176,7 +176,9 @@ pub(super) fn depthwise(isa: Isa, layer: &Convolution<'_>, scratch_bytes: usize)
                 && is_plain(&layer.epilogue)
                 && scratch_bytes >= Layout::new(layer).bytes()
         }
-        Isa::Portable | Isa::Thumb1 | Isa::Thumb2 | Isa::Mve => false,
+        // Unpacked weights of sixteen channels, and as many activations.
+        Isa::Mve => is_plain(&layer.epilogue) && scratch_bytes >= 32 * layer.weights.packing.k,
+        Isa::Portable | Isa::Thumb1 | Isa::Thumb2 => false,
     };
     if fast { Path::Depthwise } else { Path::Generic }
 }

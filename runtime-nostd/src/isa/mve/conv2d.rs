@@ -1,4 +1,4 @@
-//! Helium (MVE, integer): Cortex-M55 and M85.
+//! Convolutions and fully connected layers: every width, any window.
 //!
 //! The multiplier is `VMLADAVA.S8`: sixteen products and their sum onto a core register, which must be an even one. There are
 //! eight of these, so that a tile is two rows of weights by four pixels, with all sums in registers. The pixels' windows
@@ -15,13 +15,11 @@
 //! Sums are of values from 0 to 15 (W4), -64 to 64 (W2) or 0 to 64 (W1) with int8: for `k < 2^17` all fit 32 bits. The sums of
 //! W8 and W4 begin at the bias; these may wrap on the way, and are exact in the end.
 
-#![allow(unsafe_code)]
-
 use core::arch::asm;
 
 use adcorda_formats::Width;
 
-use super::path::{self, Isa, Path};
+use crate::isa::path::{self, Isa, Path};
 use crate::kernels::{Convolution, Epilogue, Span};
 
 /// Pixels in a tile.
@@ -72,7 +70,7 @@ struct Residual {
     minus_shift: i32,
 }
 
-pub(super) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
+pub(in crate::isa) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
     let packing = &layer.weights.packing;
     let (rows, k) = (packing.rows, packing.k);
     let bias = layer.weights.bias.words();
@@ -181,11 +179,23 @@ struct Geometry<'l, 'm> {
     layer: &'l Convolution<'m>,
     oy: usize,
     ox: usize,
+    /// The rows under this window.
+    rows: Span,
 }
 
 impl<'l, 'm> Geometry<'l, 'm> {
     fn new(layer: &'l Convolution<'m>) -> Self {
-        Geometry { layer, oy: 0, ox: 0 }
+        Geometry {
+            layer,
+            oy: 0,
+            ox: 0,
+            rows: Self::rows(layer, 0),
+        }
+    }
+
+    fn rows(layer: &Convolution<'_>, oy: usize) -> Span {
+        let window = &layer.window;
+        Span::new(oy, window.stride_height, window.pad_top, window.kernel_height, layer.x.height)
     }
 
     fn next(&mut self) {
@@ -193,6 +203,7 @@ impl<'l, 'm> Geometry<'l, 'm> {
         if self.ox == self.layer.y.width {
             self.ox = 0;
             self.oy += 1;
+            self.rows = Self::rows(self.layer, self.oy);
         }
     }
 
@@ -207,8 +218,9 @@ impl<'l, 'm> Geometry<'l, 'm> {
     }
 
     /// Copies a window, with the input's zero point around it. Returns the sum of its codes.
+    #[inline]
     fn fill_column(&self, x: &[u8], column: &mut [u8]) -> i32 {
-        let (shape, window) = (self.layer.x, &self.layer.window);
+        let (shape, window, k) = (self.layer.x, &self.layer.window, self.layer.weights.packing.k);
         let zero_point = self.layer.x_zero_point;
         let row_bytes = usize::from(window.kernel_width) * shape.channels;
         let columns = Span::new(
@@ -218,56 +230,71 @@ impl<'l, 'm> Geometry<'l, 'm> {
             window.kernel_width,
             shape.width,
         );
-        let (before, inside) = (columns.tap * shape.channels, columns.len * shape.channels);
-        let top = (self.oy * usize::from(window.stride_height)).wrapping_sub(usize::from(window.pad_top));
-        let mut sum = 0;
-        for (ky, out) in column
-            .chunks_exact_mut(row_bytes)
-            .take(window.kernel_height.into())
-            .enumerate()
-        {
-            let iy = top.wrapping_add(ky);
-            if iy >= shape.height || inside == 0 {
-                sum += fill(out, zero_point);
-                continue;
-            }
-            let (left, out) = out.split_at_mut(before);
-            let (middle, right) = out.split_at_mut(inside);
-            if before > 0 {
-                sum += fill(left, zero_point);
-            }
-            sum += copy(&x[(iy * shape.width + columns.start) * shape.channels..][..inside], middle);
-            if !right.is_empty() {
-                sum += fill(right, zero_point);
-            }
+        let inside = columns.len * shape.channels;
+        let outside = k - inside * self.rows.len;
+        if outside > 0 {
+            fill(&mut column[..k], zero_point);
+        }
+        let mut sum = i32::from(zero_point) * outside as i32;
+        if outside < k {
+            let from = &x[(self.rows.start * shape.width + columns.start) * shape.channels..];
+            let to = &mut column[self.rows.tap * row_bytes + columns.tap * shape.channels..];
+            sum += copy(from, shape.width * shape.channels, to, row_bytes, inside, self.rows.len);
         }
         sum
     }
 }
 
-fn fill(out: &mut [u8], code: i8) -> i32 {
-    out.fill(code as u8);
-    i32::from(code) * out.len() as i32
-}
-
-/// Copies `from` to `to`, of the same length and not empty. Returns the sum of the codes.
+/// Sets every byte.
 #[inline]
-fn copy(from: &[u8], to: &mut [u8]) -> i32 {
-    debug_assert!(from.len() == to.len() && !from.is_empty());
-    let mut sum = 0;
-    // SAFETY: the loop reads and writes exactly as many bytes as both slices have; the last vector is cut off by predication.
+fn fill(out: &mut [u8], code: i8) {
+    // SAFETY: the loop writes exactly as many bytes as the slice has; the last vector is cut off by predication.
     unsafe {
         asm!(
+            "vdup.8 q0, {code}",
             "wlstp.8 lr, {n}, 3f",
             "2:",
+            "vstrb.8 q0, [{out}], #16",
+            "letp lr, 2b",
+            "3:",
+            code = in(reg) i32::from(code),
+            n = in(reg) out.len(),
+            out = inout(reg) out.as_mut_ptr() => _,
+            out("lr") _, out("d0") _, out("d1") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Copies `rows` rows of `n` bytes, neither of them 0, that begin `from_stride` and `to_stride` bytes apart. Returns the sum of the
+/// codes.
+#[inline]
+fn copy(from: &[u8], from_stride: usize, to: &mut [u8], to_stride: usize, n: usize, rows: usize) -> i32 {
+    assert!(from.len() >= (rows - 1) * from_stride + n && to.len() >= (rows - 1) * to_stride + n);
+    let read = n.next_multiple_of(16);
+    let mut sum = 0;
+    // SAFETY: both slices hold `rows` rows, checked above. Of each, exactly `n` bytes are read and written: the last vector is
+    // cut off by predication.
+    unsafe {
+        asm!(
+            "2:",
+            "wlstp.8 lr, {n}, 4f",
+            "3:",
             "vldrb.u8 q0, [{from}], #16",
             "vaddva.s8 r0, q0",
             "vstrb.8 q0, [{to}], #16",
-            "letp lr, 2b",
-            "3:",
-            n = in(reg) from.len(),
+            "letp lr, 3b",
+            "4:",
+            "add {from}, {from}, {from_gap}",
+            "add {to}, {to}, {to_gap}",
+            "subs {rows}, {rows}, #1",
+            "bne 2b",
+            n = in(reg) n,
+            rows = inout(reg) rows => _,
             from = inout(reg) from.as_ptr() => _,
+            from_gap = in(reg) from_stride.wrapping_sub(read),
             to = inout(reg) to.as_mut_ptr() => _,
+            to_gap = in(reg) to_stride.wrapping_sub(read),
             inout("r0") sum,
             out("lr") _, out("d0") _, out("d1") _,
             options(nostack),
