@@ -135,10 +135,11 @@ pub(super) fn dsp_scratch(layer: &Convolution<'_>) -> usize {
 /// Whether the MVE kernels take a layer.
 fn mve(layer: &Convolution<'_>, scratch_bytes: usize) -> bool {
     let packing = &layer.weights.packing;
+    // A step of 32 codes may end behind the last block.
     let beyond = match packing.width {
-        Width::W8 | Width::W2 => 0,
-        Width::W4 => 16,
-        Width::W1 => 8,
+        Width::W4 if !packing.padded_k().is_multiple_of(32) => 16,
+        Width::W1 if !packing.padded_k().is_multiple_of(32) => 8,
+        Width::W8 | Width::W4 | Width::W2 | Width::W1 => 0,
     };
     packing.rows.is_multiple_of(packing.block_rows())
         && packing.k < 1 << 17

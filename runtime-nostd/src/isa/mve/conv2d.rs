@@ -16,9 +16,12 @@
 //! W8 and W4 begin at the bias; these may wrap on the way, and are exact in the end.
 
 use core::arch::asm;
+use core::ops::Range;
+use core::ptr;
 
 use adcorda_formats::Width;
 
+use super::{fill, inside};
 use crate::isa::path::{self, Isa, Path};
 use crate::kernels::{Convolution, Epilogue, Span};
 
@@ -70,6 +73,7 @@ struct Residual {
     minus_shift: i32,
 }
 
+#[inline(never)]
 pub(in crate::isa) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
     let packing = &layer.weights.packing;
     let (rows, k) = (packing.rows, packing.k);
@@ -115,55 +119,63 @@ pub(in crate::isa) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], sc
     };
     let column_bytes = path::mve_column_bytes(layer);
     let steps = k.div_ceil(codes);
-    let mut geometry = Geometry::new(layer);
     let in_place = layer.window.positions() == 1 && k.is_multiple_of(32);
     if !in_place {
         for column in scratch.chunks_exact_mut(column_bytes).take(PIXELS) {
             column[k..].fill(0);
         }
     }
-    for first in (0..pixels).step_by(PIXELS) {
-        let mut columns = [x.as_ptr(); PIXELS];
-        let mut group = Pixels {
-            offsets: [0; PIXELS],
-            corrections: [0; PIXELS],
-            overshoot: (steps * codes - packing.padded_k()) * packing.block_rows() * packing.width.bits() as usize / 8,
-            residual: residual.as_ref().map_or(core::ptr::null(), core::ptr::from_ref),
-        };
-        for pixel in 0..PIXELS {
-            // After the last pixel the same once more: equal bytes in the same place.
-            if pixel > 0 && first + pixel >= pixels {
-                columns[pixel] = columns[pixel - 1];
-                group.offsets[pixel] = group.offsets[pixel - 1];
-                group.corrections[pixel] = group.corrections[pixel - 1];
-                continue;
-            }
-            let sum = if in_place {
-                let column = geometry.only_tap(x);
-                columns[pixel] = column.as_ptr();
-                // A dot product with nothing else than the column: as cheap as a copy.
-                sum(column)
+    let mut windows = Windows::new(layer);
+    let mut group = Pixels {
+        offsets: [0, rows as u32, 2 * rows as u32, 3 * rows as u32],
+        corrections: [0; PIXELS],
+        overshoot: (steps * codes - packing.padded_k()) * packing.block_rows() * packing.width.bits() as usize / 8,
+        residual: residual.as_ref().map_or(ptr::null(), ptr::from_ref),
+    };
+    let mut columns: [*const u8; PIXELS] = core::array::from_fn(|pixel| scratch.as_ptr().wrapping_add(pixel * column_bytes));
+    let mut tiles = Tiles {
+        columns,
+        weights: layer.weights.packed.as_ptr(),
+        steps: steps + 1,
+        bias: bias.as_ptr(),
+        multiplier: multiplier.as_ptr(),
+        out: ptr::null_mut(),
+        zero_point: rules.zero_point.into(),
+        out_end: ptr::null_mut(),
+        pixels: ptr::null(),
+    };
+    for out in y.chunks_mut(PIXELS * rows) {
+        let pixels = out.len() / rows;
+        let mut pixel = 0;
+        while pixel < pixels {
+            let sums = &mut group.corrections[pixel..pixels];
+            let count = if in_place {
+                windows.point(x).map(|point| {
+                    columns[pixel] = point.as_ptr();
+                    sums[0] = if correction == 0 { 0 } else { sum(point) };
+                    windows.skip(1);
+                    1
+                })
             } else {
-                let column = &mut scratch[pixel * column_bytes..][..column_bytes];
-                columns[pixel] = column.as_ptr();
-                geometry.fill_column(x, column)
+                scratch
+                    .get_mut(pixel * column_bytes..)
+                    .and_then(|columns| windows.fill(x, columns, column_bytes, sums))
             };
-            group.offsets[pixel] = (pixel * rows) as u32;
-            group.corrections[pixel] = correction * sum;
-            geometry.next();
+            pixel += count.unwrap_or(1);
         }
-        let out = y[first * rows..].as_mut_ptr();
-        let tiles = Tiles {
-            columns,
-            weights: layer.weights.packed.as_ptr(),
-            steps: steps + 1,
-            bias: bias.as_ptr(),
-            multiplier: multiplier.as_ptr(),
-            out,
-            zero_point: rules.zero_point.into(),
-            out_end: out.wrapping_add(rows),
-            pixels: &group,
-        };
+        for sum in &mut group.corrections {
+            *sum *= correction;
+        }
+        // After the last pixel the same once more: equal bytes in the same place.
+        for pixel in pixels..PIXELS {
+            columns[pixel] = columns[pixel - 1];
+            group.offsets[pixel] = group.offsets[pixel - 1];
+            group.corrections[pixel] = group.corrections[pixel - 1];
+        }
+        tiles.columns = columns;
+        tiles.out = out.as_mut_ptr();
+        tiles.out_end = tiles.out.wrapping_add(rows);
+        tiles.pixels = &group;
         // SAFETY: the instructions exist on this target, which build.rs has seen. All pointers are word-aligned, checked above,
         // as are the columns, whose length is a multiple of 32 and of the input's channels where they lie in the input. Each
         // column has `steps * codes` bytes. Of the weights, `rows / block_rows` blocks and `overshoot` bytes are read, which are
@@ -174,133 +186,167 @@ pub(in crate::isa) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], sc
     true
 }
 
-/// The windows of a layer, one pixel of the output after the other.
-struct Geometry<'l, 'm> {
+/// The windows of a layer, one pixel of the output after the other. Distances are in bytes.
+struct Windows<'l, 'm> {
     layer: &'l Convolution<'m>,
-    oy: usize,
+    /// From an input row to the next.
+    x_row: usize,
+    /// From a row of a column to the next.
+    column_row: usize,
+    /// From a window to its neighbour.
+    step: usize,
+    /// Pixels whose windows reach over neither side.
+    inside: Range<usize>,
     ox: usize,
-    /// The rows under this window.
+    oy: usize,
+    /// The input rows under this window.
     rows: Span,
+    /// Its first tap in the input, as long as it is `inside`.
+    start: usize,
 }
 
-impl<'l, 'm> Geometry<'l, 'm> {
+impl<'l, 'm> Windows<'l, 'm> {
     fn new(layer: &'l Convolution<'m>) -> Self {
-        Geometry {
+        let (window, channels) = (&layer.window, layer.x.channels);
+        let mut windows = Windows {
             layer,
-            oy: 0,
+            x_row: layer.x.width * channels,
+            column_row: usize::from(window.kernel_width) * channels,
+            step: usize::from(window.stride_width) * channels,
+            inside: inside(layer),
             ox: 0,
-            rows: Self::rows(layer, 0),
-        }
+            oy: 0,
+            rows: Span::new(0, 1, 0, 0, 0),
+            start: 0,
+        };
+        windows.begin_row();
+        windows
     }
 
-    fn rows(layer: &Convolution<'_>, oy: usize) -> Span {
-        let window = &layer.window;
-        Span::new(oy, window.stride_height, window.pad_top, window.kernel_height, layer.x.height)
+    fn begin_row(&mut self) {
+        let (layer, window) = (self.layer, &self.layer.window);
+        self.ox = 0;
+        self.rows = Span::new(
+            self.oy,
+            window.stride_height,
+            window.pad_top,
+            window.kernel_height,
+            layer.x.height,
+        );
+        let before = usize::from(window.pad_left) * layer.x.channels;
+        self.start = (self.rows.start * self.x_row).wrapping_sub(before);
     }
 
-    fn next(&mut self) {
-        self.ox += 1;
+    /// Goes on by so many pixels, at most to the next row.
+    fn skip(&mut self, count: usize) {
+        self.ox += count;
+        self.start = self.start.wrapping_add(count * self.step);
         if self.ox == self.layer.y.width {
-            self.ox = 0;
             self.oy += 1;
-            self.rows = Self::rows(self.layer, self.oy);
+            self.begin_row();
         }
     }
 
-    /// What a 1x1 window sees.
-    fn only_tap<'x>(&self, x: &'x [u8]) -> &'x [u8] {
-        let (shape, window) = (self.layer.x, &self.layer.window);
-        let (iy, ix) = (
-            self.oy * usize::from(window.stride_height),
-            self.ox * usize::from(window.stride_width),
-        );
-        &x[(iy * shape.width + ix) * shape.channels..][..shape.channels]
-    }
-
-    /// Copies a window, with the input's zero point around it. Returns the sum of its codes.
-    #[inline]
-    fn fill_column(&self, x: &[u8], column: &mut [u8]) -> i32 {
-        let (shape, window, k) = (self.layer.x, &self.layer.window, self.layer.weights.packing.k);
-        let zero_point = self.layer.x_zero_point;
-        let row_bytes = usize::from(window.kernel_width) * shape.channels;
-        let columns = Span::new(
-            self.ox,
-            window.stride_width,
-            window.pad_left,
-            window.kernel_width,
-            shape.width,
-        );
-        let inside = columns.len * shape.channels;
-        let outside = k - inside * self.rows.len;
+    /// Copies this window and as many of the next as lie in a row inside of the input, at most one for each of `columns`; one that
+    /// reaches over the border is copied alone, with the input's zero point around it. Writes the sums of the codes; returns
+    /// how many windows they are. `None` never happens.
+    #[inline(never)]
+    fn fill(&mut self, x: &[u8], columns: &mut [u8], column_bytes: usize, sums: &mut [i32]) -> Option<usize> {
+        let k = self.layer.weights.packing.k;
+        let Span { tap, len: rows, .. } = self.rows;
+        let (mut start, mut to, mut inside) = (self.start, tap * self.column_row, self.column_row);
+        let mut count = sums.len().min(self.inside.end.saturating_sub(self.ox));
+        if self.ox < self.inside.start || count == 0 || inside * rows < k {
+            count = 1;
+            if !self.inside.contains(&self.ox) {
+                let (shape, window) = (self.layer.x, &self.layer.window);
+                let columns = Span::new(
+                    self.ox,
+                    window.stride_width,
+                    window.pad_left,
+                    window.kernel_width,
+                    shape.width,
+                );
+                start = (self.rows.start * shape.width + columns.start) * shape.channels;
+                to += columns.tap * shape.channels;
+                inside = columns.len * shape.channels;
+            }
+            fill(columns.get_mut(..k)?, self.layer.x_zero_point);
+        }
+        if inside * rows > 0 {
+            let from = x.get(start..start + (count - 1) * self.step + (rows - 1) * self.x_row + inside)?;
+            let to = columns.get_mut(to..to + (count - 1) * column_bytes + (rows - 1) * self.column_row + inside)?;
+            let strides = [self.step, self.x_row, column_bytes, self.column_row];
+            copy(from, to, strides, [rows, inside], sums.get_mut(..count)?);
+        } else {
+            *sums.first_mut()? = 0;
+        }
+        let outside = k - inside * rows;
         if outside > 0 {
-            fill(&mut column[..k], zero_point);
+            *sums.first_mut()? += i32::from(self.layer.x_zero_point) * outside as i32;
         }
-        let mut sum = i32::from(zero_point) * outside as i32;
-        if outside < k {
-            let from = &x[(self.rows.start * shape.width + columns.start) * shape.channels..];
-            let to = &mut column[self.rows.tap * row_bytes + columns.tap * shape.channels..];
-            sum += copy(from, shape.width * shape.channels, to, row_bytes, inside, self.rows.len);
-        }
-        sum
+        self.skip(count);
+        Some(count)
+    }
+
+    /// The window, where it is one row without padding.
+    fn point<'x>(&self, x: &'x [u8]) -> Option<&'x [u8]> {
+        x.get(self.start..self.start + self.column_row)
     }
 }
 
-/// Sets every byte.
+/// Copies windows of `rows` rows of `n` bytes, neither of them 0, as many as there are `sums`: there go the sums of their codes.
+/// The strides are bytes from a window and from a row to the next in `from`, and the same in `to`.
 #[inline]
-fn fill(out: &mut [u8], code: i8) {
-    // SAFETY: the loop writes exactly as many bytes as the slice has; the last vector is cut off by predication.
-    unsafe {
-        asm!(
-            "vdup.8 q0, {code}",
-            "wlstp.8 lr, {n}, 3f",
-            "2:",
-            "vstrb.8 q0, [{out}], #16",
-            "letp lr, 2b",
-            "3:",
-            code = in(reg) i32::from(code),
-            n = in(reg) out.len(),
-            out = inout(reg) out.as_mut_ptr() => _,
-            out("lr") _, out("d0") _, out("d1") _,
-            options(nostack),
-        );
-    }
-}
-
-/// Copies `rows` rows of `n` bytes, neither of them 0, that begin `from_stride` and `to_stride` bytes apart. Returns the sum of the
-/// codes.
-#[inline]
-fn copy(from: &[u8], from_stride: usize, to: &mut [u8], to_stride: usize, n: usize, rows: usize) -> i32 {
-    assert!(from.len() >= (rows - 1) * from_stride + n && to.len() >= (rows - 1) * to_stride + n);
+fn copy(from: &[u8], to: &mut [u8], strides: [usize; 4], [rows, n]: [usize; 2], sums: &mut [i32]) {
+    let [from_window, from_row, to_window, to_row] = strides;
+    debug_assert!(n > 0 && rows > 0 && !sums.is_empty());
+    debug_assert!(from.len() == (sums.len() - 1) * from_window + (rows - 1) * from_row + n);
+    debug_assert!(to.len() == (sums.len() - 1) * to_window + (rows - 1) * to_row + n);
     let read = n.next_multiple_of(16);
-    let mut sum = 0;
-    // SAFETY: both slices hold `rows` rows, checked above. Of each, exactly `n` bytes are read and written: the last vector is
-    // cut off by predication.
+    let windows = [
+        rows,
+        from_window.wrapping_sub(rows * from_row),
+        to_window.wrapping_sub(rows * to_row),
+    ];
+    // SAFETY: both slices hold the windows and their rows, that and nothing more. Of each row, exactly `n` bytes are read and
+    // written: the last vector is cut off by predication. A sum is written for each window.
     unsafe {
         asm!(
             "2:",
-            "wlstp.8 lr, {n}, 4f",
+            "ldr {rows}, [{windows}]",
+            "movs r0, #0",
             "3:",
+            "wlstp.8 lr, {n}, 5f",
+            "4:",
             "vldrb.u8 q0, [{from}], #16",
             "vaddva.s8 r0, q0",
             "vstrb.8 q0, [{to}], #16",
-            "letp lr, 3b",
-            "4:",
+            "letp lr, 4b",
+            "5:",
             "add {from}, {from}, {from_gap}",
             "add {to}, {to}, {to_gap}",
             "subs {rows}, {rows}, #1",
+            "bne 3b",
+            "str r0, [{sums}], #4",
+            "ldrd {rows}, r0, [{windows}, #4]",
+            "add {from}, {from}, {rows}",
+            "add {to}, {to}, r0",
+            "subs {count}, {count}, #1",
             "bne 2b",
             n = in(reg) n,
-            rows = inout(reg) rows => _,
+            windows = in(reg) windows.as_ptr(),
+            rows = out(reg) _,
             from = inout(reg) from.as_ptr() => _,
-            from_gap = in(reg) from_stride.wrapping_sub(read),
+            from_gap = in(reg) from_row.wrapping_sub(read),
             to = inout(reg) to.as_mut_ptr() => _,
-            to_gap = in(reg) to_stride.wrapping_sub(read),
-            inout("r0") sum,
-            out("lr") _, out("d0") _, out("d1") _,
+            to_gap = in(reg) to_row.wrapping_sub(read),
+            count = inout(reg) sums.len() => _,
+            sums = inout(reg) sums.as_mut_ptr() => _,
+            out("r0") _, out("lr") _, out("d0") _, out("d1") _,
             options(nostack),
         );
     }
-    sum
 }
 
 /// The sum of codes, at least one.
@@ -353,7 +399,7 @@ macro_rules! kernel {
                 add     sp, sp, #48
                 pop     {{r6, r7}}
                 ",
-                inout("r0") core::ptr::from_ref($tiles) => _,
+                inout("r0") ptr::from_ref($tiles) => _,
                 out("r1") _, out("r2") _, out("r3") _, out("r4") _, out("r5") _, out("r8") _, out("r9") _, out("r10") _,
                 out("r11") _, out("r12") _, out("lr") _,
                 out("d0") _, out("d1") _, out("d2") _, out("d3") _, out("d4") _, out("d5") _, out("d6") _, out("d7") _,
@@ -641,16 +687,15 @@ macro_rules! add_residual {
     };
 }
 
-/// Stores two neighbouring rows, and goes on with the next tile if there is one.
+/// Stores two neighbouring rows where q7 says, and goes on with the next tile if there is one.
 macro_rules! store_two_rows {
     () => {
         "
         vqmovnb.s32 q0, q0
         vqmovnb.s32 q1, q1
-        vldrw.u32 q2, [r11]
         vqmovnb.s16 q0, q0
         vqmovnt.s16 q0, q1
-        vstrh.32 q0, [r9, q2]
+        vstrh.32 q0, [r9, q7]
         add     r9, r9, #2
         str     r9, [sp, #32]
         ldr     r1, [sp, #40]
@@ -675,6 +720,7 @@ macro_rules! keep_weights {
 unsafe fn tiles_w8(tiles: &Tiles) {
     kernel!(
         tiles,
+        "vldrw.u32 q7, [r12]",
         "1:",
         two_biases!(),
         steps!(
@@ -695,6 +741,7 @@ unsafe fn tiles_w8(tiles: &Tiles) {
 unsafe fn tiles_w4(tiles: &Tiles) {
     kernel!(
         tiles,
+        "vldrw.u32 q7, [r12]",
         "vmov.i8 q6, #0x0f",
         "1:",
         two_biases!(),

@@ -7,6 +7,7 @@
 
 use core::arch::asm;
 
+use super::{fill, inside};
 use crate::isa::path::{self, Isa, Path};
 use crate::isa::unpack;
 use crate::kernels::{Convolution, Epilogue, Span};
@@ -30,6 +31,7 @@ struct Run {
     zero_point: i32,
 }
 
+#[inline(never)]
 pub(in crate::isa) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
     let (packing, window, channels) = (&layer.weights.packing, &layer.window, layer.x.channels);
     let (kernel_height, kernel_width) = (usize::from(window.kernel_height), usize::from(window.kernel_width));
@@ -46,13 +48,7 @@ pub(in crate::isa) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mu
     }
     let (weights, rest) = scratch.split_at_mut(CHANNELS * packing.k);
     let patch = &mut rest[..CHANNELS * packing.k];
-    // Output columns whose windows lie between the left and the right border.
-    let inside_start = usize::from(window.pad_left).div_ceil(stride).min(layer.y.width);
-    let inside_end = (width + usize::from(window.pad_left))
-        .checked_sub(kernel_width)
-        .map_or(0, |last| last / stride + 1)
-        .clamp(inside_start, layer.y.width);
-
+    let inside = inside(layer);
     for first in (0..channels).step_by(CHANNELS) {
         let lanes = CHANNELS.min(channels - first);
         let mut run = Run {
@@ -79,8 +75,8 @@ pub(in crate::isa) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mu
             let mut ox = 0;
             while ox < layer.y.width {
                 let out = (oy * layer.y.width + ox) * channels + first;
-                if rows.len == kernel_height && (inside_start..inside_end).contains(&ox) {
-                    let count = inside_end - ox;
+                if rows.len == kernel_height && inside.contains(&ox) {
+                    let count = inside.end - ox;
                     let start = (rows.start * width + ox * stride - usize::from(window.pad_left)) * channels + first;
                     let end =
                         start + ((kernel_height - 1) * width + (count - 1) * stride + kernel_width - 1) * channels + lanes;
@@ -98,17 +94,13 @@ pub(in crate::isa) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mu
                     ox += count;
                 } else {
                     let columns = Span::new(ox, window.stride_width, window.pad_left, window.kernel_width, width);
-                    patch.fill(layer.x_zero_point as u8);
+                    fill(patch, layer.x_zero_point);
                     for row in 0..rows.len {
-                        for column in 0..columns.len {
-                            let tap = (rows.tap + row) * kernel_width + columns.tap + column;
-                            let from = ((rows.start + row) * width + columns.start + column) * channels + first;
-                            let tap = &mut patch[tap * CHANNELS..][..CHANNELS];
-                            match x[from..].first_chunk::<CHANNELS>() {
-                                // More than there are lanes, perhaps; one vector all the same.
-                                Some(codes) => tap.copy_from_slice(codes),
-                                None => tap[..lanes].copy_from_slice(&x[from..][..lanes]),
-                            }
+                        let from = ((rows.start + row) * width + columns.start) * channels + first;
+                        let to = ((rows.tap + row) * kernel_width + columns.tap) * CHANNELS;
+                        if let Some(gap) = columns.len.checked_sub(1) {
+                            let from = &x[from..from + gap * channels + lanes];
+                            copy_taps(from, channels, &mut patch[to..][..columns.len * CHANNELS], lanes);
                         }
                     }
                     let out = &mut y[out..][..lanes];
@@ -119,6 +111,33 @@ pub(in crate::isa) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mu
         }
     }
     true
+}
+
+/// Copies as many taps as `to` has vectors, `lanes` channels of each, from places `column` bytes apart.
+#[inline]
+fn copy_taps(from: &[u8], column: usize, to: &mut [u8], lanes: usize) {
+    let taps = to.len() / CHANNELS;
+    debug_assert!(taps > 0 && from.len() == (taps - 1) * column + lanes && lanes <= CHANNELS);
+    // SAFETY: loads are masked to `lanes` bytes, which `from` holds at each tap; `to` holds a vector a tap.
+    unsafe {
+        asm!(
+            "vctp.8 {lanes}",
+            "dls lr, {taps}",
+            "2:",
+            "vpst",
+            "vldrbt.u8 q0, [{from}]",
+            "vstrb.8 q0, [{to}], #16",
+            "add {from}, {from}, {column}",
+            "le lr, 2b",
+            lanes = in(reg) lanes,
+            taps = in(reg) taps,
+            column = in(reg) column,
+            from = inout(reg) from.as_ptr() => _,
+            to = inout(reg) to.as_mut_ptr() => _,
+            out("lr") _, out("d0") _, out("d1") _,
+            options(nostack),
+        );
+    }
 }
 
 /// Computes `count` pixels, one after the other in a row: `lanes` channels of each.
