@@ -125,12 +125,20 @@ fn dsp(layer: &Convolution<'_>, scratch_bytes: usize) -> bool {
 pub(super) fn dsp_scratch(layer: &Convolution<'_>) -> usize {
     let (window, padded_k) = (&layer.window, layer.weights.packing.padded_k());
     let padding = window.pad_top | window.pad_bottom | window.pad_left | window.pad_right;
-    match (layer.x.channels.is_multiple_of(4), padding) {
-        (false, _) => 8 * padded_k,
-        (true, 0) => 6 * padded_k,
-        (true, _) => 6 * padded_k + layer.x.channels,
+    match (dsp_gathers(layer), padding) {
+        (true, _) => 8 * padded_k,
+        (false, 0) => 6 * padded_k,
+        (false, _) => 6 * padded_k + layer.x.channels,
     }
 }
+
+/// Whether the DSP kernels copy inputs to a buffer first: where codes are not whole words, and under wide kernels.
+pub(super) fn dsp_gathers(layer: &Convolution<'_>) -> bool {
+    !layer.x.channels.is_multiple_of(4) || usize::from(layer.window.kernel_width) > DSP_KERNEL_WIDTH
+}
+
+/// Widest kernel of which the DSP kernels read the inputs where they are.
+pub(super) const DSP_KERNEL_WIDTH: usize = 16;
 
 /// Whether the MVE kernels take a layer.
 fn mve(layer: &Convolution<'_>, scratch_bytes: usize) -> bool {

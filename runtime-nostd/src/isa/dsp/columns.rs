@@ -9,8 +9,9 @@
 //! the codes of each window are gathered first, in the last three eighths of 8 bytes a code: the columns then grow over them, but
 //! no faster than they are read.
 
-use core::arch::naked_asm;
+use core::arch::{asm, naked_asm};
 use core::marker::PhantomData;
+use core::ops::Range;
 use core::ptr;
 
 use super::{PIXELS, is_aligned};
@@ -18,7 +19,7 @@ use crate::isa::path;
 use crate::kernels::{Convolution, Shape};
 
 /// Runs listed before they are read.
-const RUNS: usize = 16;
+const RUNS: usize = path::DSP_KERNEL_WIDTH;
 
 /// Where codes are read, of each pixel.
 type Run = [*const u8; PIXELS];
@@ -34,21 +35,25 @@ pub(super) struct Corner {
 pub(super) struct Columns<'a> {
     x: *const u8,
     shape: Shape,
-    zero_point: u8,
     kernel_height: usize,
     kernel_width: usize,
-    /// How many rows and columns from 0 on are corners of windows that lie within the input.
+    /// Codes of a kernel row, and of a row of the input.
+    kernel_row: usize,
+    input_row: usize,
+    /// How many rows and columns from 0 on are corners of windows that lie in the input; none under high kernels.
     inside: (usize, usize),
     scratch: *mut u8,
     padded_k: usize,
     /// Whether codes are gathered first.
     gathers: bool,
+    zero_point: u8,
     filler: Filler,
+    fill: Fill,
     runs: [Run; RUNS],
     /// The next pixel's.
     corner: Corner,
     stride: (isize, isize),
-    /// Columns of the corners of the first and of one after the last pixel in a row.
+    /// Columns of the corners of the first pixel in a row, and of one after the last.
     start: isize,
     end: isize,
     memory: PhantomData<(&'a [u8], &'a mut [u8])>,
@@ -77,17 +82,27 @@ impl<'a> Columns<'a> {
         Some(Columns {
             x: x.as_ptr(),
             shape,
-            zero_point: layer.x_zero_point as u8,
             kernel_height,
             kernel_width,
-            inside: (
-                (shape.height + 1).saturating_sub(kernel_height),
-                (shape.width + 1).saturating_sub(kernel_width),
-            ),
+            kernel_row: kernel_width * shape.channels,
+            input_row: shape.width * shape.channels,
+            inside: match kernel_height <= RUNS {
+                true => (
+                    (shape.height + 1).saturating_sub(kernel_height),
+                    (shape.width + 1).saturating_sub(kernel_width),
+                ),
+                false => (0, 0),
+            },
             scratch: scratch.as_mut_ptr(),
             padded_k,
-            gathers: !shape.channels.is_multiple_of(4),
+            gathers: path::dsp_gathers(layer),
+            zero_point: layer.x_zero_point as u8,
             filler: if sums { fill_and_sum } else { fill },
+            fill: Fill {
+                to: ptr::null_mut(),
+                codes: 0,
+                sums: [0; PIXELS],
+            },
             runs: [[ptr::null(); PIXELS]; RUNS],
             corner: Corner {
                 row: -isize::from(window.pad_top),
@@ -100,138 +115,175 @@ impl<'a> Columns<'a> {
         })
     }
 
-    /// That of the next pixel.
-    #[inline]
-    pub(super) fn corner(&mut self) -> Corner {
-        let corner = self.corner;
-        self.corner.column += self.stride.1;
-        if self.corner.column == self.end {
-            self.corner.column = self.start;
-            self.corner.row += self.stride.0;
-        }
-        corner
-    }
-
-    /// Fills the columns of three pixels; gives the sum of the codes of each, if wanted.
-    pub(super) fn fill(&mut self, corners: &[Corner; PIXELS]) -> [i32; PIXELS] {
-        if self.gathers {
-            return self.gather(corners);
-        }
-        let run = self.kernel_width * self.shape.channels;
-        let mut fill = Fill {
-            to: self.scratch.cast(),
-            codes: run,
-            sums: [0; PIXELS],
-        };
-        let (rows, columns) = self.inside;
-        let inside = |corner: &Corner| (corner.row as usize) < rows && (corner.column as usize) < columns;
-        if self.kernel_height <= RUNS && corners.iter().all(inside) {
-            // One run a kernel row.
-            let pitch = self.shape.width * self.shape.channels;
-            let mut at = corners.map(|corner| self.address(corner.row as usize, corner.column as usize));
-            for run in &mut self.runs[..self.kernel_height] {
-                *run = at;
-                at = at.map(|at| at.wrapping_add(pitch));
-            }
-            // SAFETY: all windows lie within the input, of which a kernel row is one run; the columns have room for `k` codes.
-            unsafe { fill.append(self.filler, &self.runs[..self.kernel_height]) };
-            return fill.sums;
-        }
-        fill.codes = self.shape.channels;
-        let mut used = 0;
-        for row in 0..self.kernel_height {
-            for column in 0..self.kernel_width {
-                let padding = self.scratch.wrapping_add(6 * self.padded_k).cast_const();
-                self.runs[used] = corners.map(|corner| self.tap(corner, row, column).unwrap_or(padding));
-                used += 1;
-                if used == RUNS {
-                    // SAFETY: a pixel of the input, or as many codes of padding, at each tap; the columns have room for all taps.
-                    unsafe { fill.append(self.filler, &self.runs) };
-                    used = 0;
-                }
-            }
-        }
-        // SAFETY: as above.
-        unsafe { fill.append(self.filler, &self.runs[..used]) };
-        fill.sums
-    }
-
     /// The columns.
     pub(super) fn words(&self) -> *const u32 {
         self.scratch.cast_const().cast()
     }
 
-    /// As [`Columns::fill`], by way of a buffer of whole words for each pixel.
-    fn gather(&mut self, corners: &[Corner; PIXELS]) -> [i32; PIXELS] {
-        let start = self.scratch.wrapping_add(5 * self.padded_k);
-        let buffers = [0, 1, 2].map(|pixel| start.wrapping_add(pixel * self.padded_k));
-        for (corner, buffer) in corners.iter().zip(buffers) {
-            let mut to = buffer;
-            let (rows, columns) = self.inside;
-            let whole = (corner.row as usize) < rows && (corner.column as usize) < columns;
-            let step = if whole { self.kernel_width } else { 1 };
-            let codes = step * self.shape.channels;
-            for row in 0..self.kernel_height {
-                for column in (0..self.kernel_width).step_by(step) {
-                    // SAFETY: the buffer has room for all taps, and a window within the input is read a kernel row at a time.
-                    unsafe {
-                        match self.tap(*corner, row, column) {
-                            Some(from) => copy(from, to, codes),
-                            None => to.write_bytes(self.zero_point, codes),
-                        }
-                    }
-                    to = to.wrapping_add(codes);
+    /// Fills the columns with the next three pixels, or with the next one three times; gives the sum of the codes of each, if
+    /// wanted.
+    #[inline]
+    pub(super) fn next(&mut self, pixels: usize) -> &[i32; PIXELS] {
+        self.fill.to = self.scratch.cast();
+        self.fill.sums = [0; PIXELS];
+        let first = self.corner;
+        let step = if pixels == 1 { 0 } else { self.stride.1 };
+        let last = first.column + 2 * step;
+        let (rows, columns) = self.inside;
+        if !self.gathers && (first.row as usize) < rows && first.column >= 0 && last < columns as isize {
+            // All windows lie in the input, and side by side.
+            self.advance(last);
+            let at = self.address(first.row, first.column);
+            let step = step as usize * self.shape.channels;
+            self.fill_inside([at, at.wrapping_add(step), at.wrapping_add(2 * step)]);
+        } else {
+            let mut corners = [first; PIXELS];
+            for corner in corners.iter_mut().take(pixels) {
+                *corner = self.corner;
+                self.advance(corner.column);
+            }
+            match self.gathers {
+                false => self.fill_any(&corners),
+                true => self.gather(&corners),
+            }
+        }
+        &self.fill.sums
+    }
+
+    /// Moves on from the pixel with its corner in that column of the current row.
+    #[inline]
+    fn advance(&mut self, column: isize) {
+        self.corner.column = column + self.stride.1;
+        if self.corner.column == self.end {
+            self.corner.column = self.start;
+            self.corner.row += self.stride.0;
+        }
+    }
+
+    /// Where a code of the input is, or would be.
+    #[inline]
+    fn address(&self, row: isize, column: isize) -> *const u8 {
+        let (width, channels) = (self.shape.width as isize, self.shape.channels as isize);
+        self.x.wrapping_offset((row * width + column) * channels)
+    }
+
+    /// From windows that lie in the input, with one run a kernel row.
+    #[inline]
+    fn fill_inside(&mut self, mut at: Run) {
+        self.fill.codes = self.kernel_row;
+        for run in self.runs.iter_mut().take(self.kernel_height) {
+            *run = at;
+            at = at.map(|at| at.wrapping_add(self.input_row));
+        }
+        // SAFETY: all windows lie in the input, of which a kernel row is one run; the columns have room for `k` codes.
+        unsafe { self.append(self.kernel_height) };
+    }
+
+    /// From any windows, with one run a tap.
+    #[inline(never)]
+    fn fill_any(&mut self, corners: &[Corner; PIXELS]) {
+        let Shape { height, width, channels } = self.shape;
+        let padding = self.scratch.wrapping_add(6 * self.padded_k).cast_const();
+        self.fill.codes = channels;
+        let mut used = 0;
+        for row in 0..self.kernel_height {
+            for (pixel, corner) in corners.iter().enumerate() {
+                let row = corner.row.wrapping_add_unsigned(row);
+                // Columns of the input that there are in this row.
+                let there = if (row as usize) < height { width } else { 0 };
+                let runs = self.runs.as_mut_ptr().cast::<*const u8>().wrapping_add(used * PIXELS + pixel);
+                // SAFETY: there is room for a kernel row of runs.
+                unsafe {
+                    list(
+                        runs,
+                        self.kernel_width,
+                        self.address(row, corner.column),
+                        channels,
+                        corner.column,
+                        there,
+                        padding,
+                    );
                 }
             }
-            let rest = buffer.addr() + self.padded_k - to.addr();
-            // SAFETY: up to the end of the buffer.
-            unsafe { to.write_bytes(0, rest) };
+            used += self.kernel_width;
+            if used + self.kernel_width > RUNS {
+                // SAFETY: a pixel of the input, or as many codes of padding, at each tap; the columns have room for all taps.
+                unsafe { self.append(used) };
+                used = 0;
+            }
         }
-        let mut fill = Fill {
-            to: self.scratch.cast(),
-            codes: self.padded_k,
-            sums: [0; PIXELS],
-        };
+        // SAFETY: as above.
+        unsafe { self.append(used) };
+    }
+
+    /// From any windows, by way of a buffer of whole words for each pixel.
+    #[inline(never)]
+    fn gather(&mut self, corners: &[Corner; PIXELS]) {
+        let start = self.scratch.wrapping_add(5 * self.padded_k);
+        for (pixel, corner) in corners.iter().enumerate() {
+            let buffer = start.wrapping_add(pixel * self.padded_k);
+            self.runs[0][pixel] = buffer;
+            let (rows, columns) = self.inside;
+            // SAFETY: in the buffer, the codes after `k` among its last 16, and then codes before `k`: those of taps in the input,
+            // and of all others first.
+            unsafe {
+                buffer.add(self.padded_k - 16).cast::<[u32; 4]>().write([0; 4]);
+                if (corner.row as usize) < rows && (corner.column as usize) < columns {
+                    let from = self.address(corner.row, corner.column);
+                    self.copy_rows(from, buffer, self.kernel_height, self.kernel_row);
+                } else {
+                    buffer.write_bytes(self.zero_point, self.kernel_height * self.kernel_row);
+                    let rows = taps(corner.row, self.kernel_height, self.shape.height);
+                    let columns = taps(corner.column, self.kernel_width, self.shape.width);
+                    if !rows.is_empty() && !columns.is_empty() {
+                        let to = buffer.add(rows.start * self.kernel_row + columns.start * self.shape.channels);
+                        let from = self.address(
+                            corner.row.wrapping_add_unsigned(rows.start),
+                            corner.column.wrapping_add_unsigned(columns.start),
+                        );
+                        self.copy_rows(from, to, rows.len(), columns.len() * self.shape.channels);
+                    }
+                }
+            }
+        }
+        self.fill.codes = self.padded_k;
         // SAFETY: whole buffers, and room for the padded `k`. The 24 bytes written for the codes at `k` end at or before the first
         // buffer's codes at `k + 4`: 6 * (k + 4) <= 5 * padded_k + k + 4 for every k <= padded_k - 4.
-        unsafe { fill.append(self.filler, &[buffers.map(|buffer| buffer.cast_const())]) };
-        fill.sums
+        unsafe { self.append(1) };
     }
 
-    /// Where the codes under a tap of a window begin, unless it lies in the padding.
+    /// Copies some codes of some kernel rows.
+    ///
+    /// # Safety
+    /// From `from` on, that many codes of that many rows of the input are there, more than none; and in a buffer from `to` on.
     #[inline]
-    fn tap(&self, corner: Corner, row: usize, column: usize) -> Option<*const u8> {
-        let (row, column) = (
-            corner.row.wrapping_add_unsigned(row) as usize,
-            corner.column.wrapping_add_unsigned(column) as usize,
-        );
-        (row < self.shape.height && column < self.shape.width).then(|| self.address(row, column))
+    unsafe fn copy_rows(&self, mut from: *const u8, mut to: *mut u8, rows: usize, codes: usize) {
+        for _ in 0..rows {
+            // SAFETY: by this function's contract.
+            unsafe { copy(from, to, codes) };
+            from = from.wrapping_add(self.input_row);
+            to = to.wrapping_add(self.kernel_row);
+        }
     }
 
+    /// Appends the first `used` runs to the columns.
+    ///
+    /// # Safety
+    /// That of [`Filler`] for each run.
     #[inline]
-    fn address(&self, row: usize, column: usize) -> *const u8 {
-        self.x.wrapping_add((row * self.shape.width + column) * self.shape.channels)
+    unsafe fn append(&mut self, used: usize) {
+        if used > 0 {
+            let runs = self.runs.as_ptr();
+            // SAFETY: by this function's contract; the list is not empty.
+            unsafe { (self.filler)(&mut self.fill, runs, runs.add(used)) };
+        }
     }
 }
 
-/// Copies a few bytes between any addresses.
-///
-/// # Safety
-/// That of [`ptr::copy_nonoverlapping`].
-#[inline]
-unsafe fn copy(from: *const u8, to: *mut u8, count: usize) {
-    let words = count / 4;
-    // SAFETY: each byte of the two ranges once, by this function's contract.
-    unsafe {
-        for i in 0..words {
-            to.cast::<u32>()
-                .add(i)
-                .write_unaligned(from.cast::<u32>().add(i).read_unaligned());
-        }
-        for i in 4 * words..count {
-            to.add(i).write(from.add(i).read());
-        }
-    }
+/// The taps of a kernel that lie in the input, in one dimension.
+fn taps(corner: isize, kernel: usize, size: usize) -> Range<usize> {
+    let end = (size as isize - corner).min(kernel as isize).max(0);
+    (-corner).max(0) as usize..end as usize
 }
 
 /// State of filling a column.
@@ -245,16 +297,74 @@ struct Fill {
     sums: [i32; PIXELS],
 }
 
-impl Fill {
-    /// # Safety
-    /// That of [`Filler`].
-    #[inline]
-    unsafe fn append(&mut self, filler: Filler, runs: &[Run]) {
-        if !runs.is_empty() {
-            let runs = runs.as_ptr_range();
-            // SAFETY: by this function's contract; the list is not empty.
-            unsafe { filler(self, runs.start, runs.end) };
-        }
+/// Lists one pixel's runs of a kernel row: those under columns from `column` on, `step` bytes apart from `at` on, or `padding`
+/// where the column is not one of those that are `there`.
+///
+/// # Safety
+/// `runs` is valid for `count` runs, more than none, of which it writes one pointer each.
+#[inline]
+unsafe fn list(
+    runs: *mut *const u8,
+    count: usize,
+    at: *const u8,
+    step: usize,
+    column: isize,
+    there: usize,
+    padding: *const u8,
+) {
+    // SAFETY: by this function's contract. In Rust it would be unrolled.
+    unsafe {
+        asm!(
+            "2: cmp {column}, {there}
+             ite lo
+             strlo {at}, [{runs}], #12
+             strhs {padding}, [{runs}], #12
+             add {at}, {at}, {step}
+             add {column}, {column}, #1
+             subs {count}, {count}, #1
+             bne 2b",
+            runs = inout(reg) runs => _,
+            count = inout(reg) count => _,
+            at = inout(reg) at => _,
+            step = in(reg) step,
+            column = inout(reg) column => _,
+            there = in(reg) there,
+            padding = in(reg) padding,
+            options(nostack),
+        );
+    }
+}
+
+/// Copies a few codes between any addresses: less than a call of `memcpy` takes.
+///
+/// # Safety
+/// `from` and `to` are valid for `count` bytes, more than none, and do not overlap.
+#[inline]
+unsafe fn copy(from: *const u8, to: *mut u8, count: usize) {
+    // SAFETY: whole words, then the last four bytes, some perhaps again; or bytes, where there are less than four.
+    unsafe {
+        asm!(
+            "subs {n}, {n}, #4
+             blt 3f
+             2: ldr {t}, [{from}], #4
+             str {t}, [{to}], #4
+             subs {n}, {n}, #4
+             bge 2b
+             ldr {t}, [{from}, {n}]
+             str {t}, [{to}, {n}]
+             b 5f
+             3: adds {n}, {n}, #4
+             4: ldrb {t}, [{from}], #1
+             strb {t}, [{to}], #1
+             subs {n}, {n}, #1
+             bne 4b
+             5:",
+            n = inout(reg) count => _,
+            from = inout(reg) from => _,
+            to = inout(reg) to => _,
+            t = out(reg) _,
+            options(nostack),
+        );
     }
 }
 

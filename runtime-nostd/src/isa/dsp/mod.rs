@@ -24,14 +24,15 @@ const PIXELS: usize = 3;
 ///
 /// # Shapes
 /// `x: [h, w, c_in]` | `y: [oh, ow, c_out]`, of `i32` for logits; with a residual it holds the other addend before
+#[inline(never)]
 pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
     if path::blocked(Isa::Dsp, layer, scratch.len()) != Path::Blocked {
         return false;
     }
-    let (Some(mut rows), Some(mut columns)) = (
-        Rows::new(layer),
-        Columns::new(layer, x, scratch, layer.weights.packing.width != Width::W8),
-    ) else {
+    let Some(mut columns) = Columns::new(layer, x, scratch, layer.weights.packing.width != Width::W8) else {
+        return false;
+    };
+    let Some(mut rows) = Rows::new(layer, columns.words()) else {
         return false;
     };
     let pixel_bytes = match layer.epilogue {
@@ -44,21 +45,14 @@ pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &
     }
 
     let mut y = y.as_mut_ptr();
-    while left >= PIXELS {
-        let corners = [columns.corner(), columns.corner(), columns.corner()];
-        let sums = columns.fill(&corners);
+    while left > 0 {
+        // What remains of less than a group is computed pixel by pixel, three times over in one place.
+        let (pixels, stride) = if left < PIXELS { (1, 0) } else { (PIXELS, pixel_bytes) };
+        let sums = columns.next(pixels);
         // SAFETY: `y` has room for the pixels that are left, and the columns have just been filled.
-        unsafe { rows.run(columns.words(), sums, y, pixel_bytes) };
-        y = y.wrapping_add(PIXELS * pixel_bytes);
-        left -= PIXELS;
-    }
-    // What remains is computed three times over, in one place.
-    for _ in 0..left {
-        let corner = columns.corner();
-        let sums = columns.fill(&[corner; PIXELS]);
-        // SAFETY: as above.
-        unsafe { rows.run(columns.words(), sums, y, 0) };
-        y = y.wrapping_add(pixel_bytes);
+        unsafe { rows.run(sums, y, stride) };
+        y = y.wrapping_add(pixels * pixel_bytes);
+        left -= pixels;
     }
     true
 }

@@ -32,9 +32,6 @@ use crate::kernels::{Convolution, Epilogue};
 /// All rows of a layer's weights, and what becomes of their dot products.
 pub(super) struct Rows<'a> {
     run: Loop,
-    /// Multiple of a pixel's sum of inputs that its accumulators have too much.
-    sums: i32,
-    padded_k: usize,
     /// Bytes of a pixel's codes or logits that whole blocks of rows give.
     whole: usize,
     group: Group,
@@ -58,7 +55,7 @@ const BLOCK: usize = 4;
 
 impl<'a> Rows<'a> {
     /// `None` where weights, biases or multipliers do not begin at a word, or are fewer than the layer says.
-    pub(super) fn new(layer: &'a Convolution<'_>) -> Option<Self> {
+    pub(super) fn new(layer: &'a Convolution<'_>, columns: *const u32) -> Option<Self> {
         let (packing, bias) = (&layer.weights.packing, &layer.weights.bias);
         let (multiplier, element) = match &layer.epilogue {
             Epilogue::Codes { rules, .. } => (&rules.multiplier, 1),
@@ -76,11 +73,12 @@ impl<'a> Rows<'a> {
             return None;
         }
 
-        let (run, chunk, sums): (Loop, usize, i32) = match packing.width {
-            Width::W8 => (w8, 32, 0),
-            Width::W4 => (w4, 32, 8),
-            Width::W2 => (w2, 32, 1),
-            Width::W1 => (w1, 64, 1),
+        // Steps of the unrolled body, and the codes of each. 36 codes suit the 9 taps of most kernels.
+        let (run, body, step): (Loop, usize, usize) = match packing.width {
+            Width::W8 => (w8, 9, 4),
+            Width::W4 => (w4, 9, 4),
+            Width::W2 => (w2, 8, 4),
+            Width::W1 => (w1, 8, 8),
         };
         let padded_k = packing.padded_k();
         let mut group = Group {
@@ -89,24 +87,27 @@ impl<'a> Rows<'a> {
             stride: 0,
             zero_point: 0,
             bias: bias.words().as_ptr().cast(),
-            columns: ptr::null(),
-            columns_end: ptr::null(),
+            columns,
+            columns_end: columns.wrapping_byte_add(6 * padded_k),
             y_end: ptr::null_mut(),
-            finish: logits,
+            finish: Some(logits),
             sums: [0; PIXELS],
             add_multipliers: 0,
             add_constant: 0,
             add_shift: 0,
-            skip: padded_k.wrapping_neg() % chunk / 16,
+            skip: (padded_k / step).next_multiple_of(body) - padded_k / step,
             weights: layer.weights.packed.as_ptr(),
             mask: 0,
         };
         if let Epilogue::Codes { rules, residual } = &layer.epilogue {
             group.zero_point = rules.zero_point.into();
-            group.finish = codes;
+            group.finish = match packing.width {
+                Width::W8 | Width::W4 => None,
+                Width::W2 | Width::W1 => Some(codes),
+            };
             if let Some(add) = residual {
                 let (a, b) = (i32::from(add.mul_a), i32::from(add.mul_b));
-                group.finish = codes_and_residual;
+                group.finish = Some(codes_and_residual);
                 group.add_multipliers = (a | b << 16) as u32;
                 group.add_shift = add.shift.into();
                 group.add_constant = (i32::from(add.zero_point) << add.shift) + (1 << (add.shift - 1))
@@ -120,8 +121,6 @@ impl<'a> Rows<'a> {
         let last = |array: &I32Array<'_>| array::from_fn(|row| if row < left { array.get(whole + row) } else { 0 });
         Some(Rows {
             run,
-            sums,
-            padded_k,
             whole: whole * element,
             group,
             rest: (left > 0).then(|| Rest {
@@ -141,11 +140,9 @@ impl<'a> Rows<'a> {
     /// # Safety
     /// `columns` are those of the layer's `k`, filled; and `y`, `y + stride`, `y + 2 * stride` have room for a pixel each.
     #[inline]
-    pub(super) unsafe fn run(&mut self, columns: *const u32, sums: [i32; PIXELS], y: *mut u8, stride: usize) {
+    pub(super) unsafe fn run(&mut self, sums: &[i32; PIXELS], y: *mut u8, stride: usize) {
         let group = &mut self.group;
-        group.columns = columns;
-        group.columns_end = columns.wrapping_byte_add(6 * self.padded_k);
-        group.sums = sums.map(|sum| sum.wrapping_mul(self.sums));
+        group.sums = *sums;
         group.y = y;
         group.y_end = y.wrapping_add(self.whole);
         group.stride = stride;
@@ -205,21 +202,21 @@ struct Group {
     multiplier: *const i32,
     /// Output of the first pixel, first row. (4)
     y: *mut u8,
-    /// Bytes from one pixel's output to the next one's. (8)
-    stride: usize,
-    /// Zero point of the requantized codes. (12)
-    zero_point: i32,
-    /// Biases of the first block. (16)
+    /// Biases of the first block. (8)
     bias: *const i32,
+    /// Bytes from one pixel's output to the next one's. (12)
+    stride: usize,
+    /// Zero point of the requantized codes. (16)
+    zero_point: i32,
     /// Columns of the pixels. (20)
     columns: *const u32,
     /// Their end. (24)
     columns_end: *const u32,
     /// Output of the first pixel after the last row. (28)
     y_end: *mut u8,
-    /// (32)
-    finish: Finish,
-    /// What the width takes from each accumulator of a pixel: [`Rows::sums`] times its sum of inputs. (36)
+    /// None to store codes, where the loop does that itself. (32)
+    finish: Option<Finish>,
+    /// Sum of the inputs of each pixel; not read in W8. (36)
     sums: [i32; 3],
     /// Residual addition: multipliers of the codes (low half) and of the residual. (48)
     add_multipliers: u32,
@@ -227,7 +224,7 @@ struct Group {
     add_constant: i32,
     /// (56)
     add_shift: u32,
-    /// Units of 16 codes that the first pass through the unrolled body leaves out; in the frame, the address to enter it. (60)
+    /// Steps that the first pass through the unrolled body leaves out; in the frame, the address to enter it. (60)
     skip: usize,
     /// The first block. (64)
     weights: *const u8,
@@ -243,9 +240,9 @@ type Loop = unsafe extern "C" fn(*const Group);
 type Finish = unsafe extern "C" fn();
 
 /// Saves registers, copies the group to the frame (with the state of W2 and W1 above it, at 72), points `r1` at the weights, and
-/// replaces `skip` by where to enter the body at `3:`, `unit` bytes of which are 16 codes. Bit 0 says that it is Thumb code.
+/// replaces `skip` by where to enter the body at `3:`, whose steps have `$step` bytes. Bit 0 says that it is Thumb code.
 macro_rules! enter {
-    ($unit:literal) => {
+    ($step:literal) => {
         concat!(
             "push {{r4-r11, lr}}
              sub sp, sp, #112
@@ -256,7 +253,7 @@ macro_rules! enter {
              stm lr!, {{r1-r9}}
              mov r1, r8
              movw r2, #",
-            $unit,
+            $step,
             "
              adr.w r3, 3f
              mla r3, r7, r2, r3
@@ -322,22 +319,107 @@ macro_rules! second {
     };
 }
 
+/// Requantizes two rows and stores their codes, at `r9` in the first row of the first pixel and `r11` bytes apart. Wants the
+/// address of multipliers in `r8`, and moves both on. With a stride of 0 the three pixels are one. Keeps `r12`, the zero point.
+macro_rules! store_codes {
+    ($second:literal) => {
+        concat!(
+            "ldrd r0, ",
+            $second,
+            ", [r8], #8\n",
+            requantize!("r0", $second),
+            store!("r2", "r3", "r4"),
+            store!("r5", "r6", "r7")
+        )
+    };
+}
+
+/// Accumulators to codes.
+macro_rules! requantize {
+    ($first:literal, $second:literal) => {
+        concat!(
+            "smmlar r2, r2, ",
+            $first,
+            ", r12
+             smmlar r3, r3, ",
+            $first,
+            ", r12
+             smmlar r4, r4, ",
+            $first,
+            ", r12
+             smmlar r5, r5, ",
+            $second,
+            ", r12
+             smmlar r6, r6, ",
+            $second,
+            ", r12
+             smmlar r7, r7, ",
+            $second,
+            ", r12
+             ssat r2, #8, r2
+             ssat r3, #8, r3
+             ssat r4, #8, r4
+             ssat r5, #8, r5
+             ssat r6, #8, r6
+             ssat r7, #8, r7\n"
+        )
+    };
+}
+
+/// Stores the codes of a row, and moves on to the next one.
+macro_rules! store {
+    ($a:literal, $b:literal, $c:literal) => {
+        concat!(
+            "strb ",
+            $b,
+            ", [r9, r11]
+             strb ",
+            $c,
+            ", [r9, r11, lsl #1]
+             strb ",
+            $a,
+            ", [r9], #1\n"
+        )
+    };
+}
+
+/// Ends a block of two rows: stores codes right here, or calls what else there is to do. On to the next block at `2:` until the
+/// rows end, with `multiplier`, `y` and `bias` in `r8` to `r10`; then back to the caller.
+macro_rules! end_two_rows {
+    () => {
+        concat!(
+            "ldr r0, [sp, #32]
+             cbnz r0, 5f
+             ldm sp, {{r8-r12}}\n",
+            store_codes!("lr"),
+            "4: ldr lr, [sp, #28]
+             cmp r9, lr
+             bne 2b
+             add sp, sp, #112
+             pop {{r4-r11, pc}}
+             5: blx r0
+             ldm sp, {{r8-r10}}
+             b 4b"
+        )
+    };
+}
+
 /// W8: per 4 codes a word of each row.
 #[unsafe(naked)]
 unsafe extern "C" fn w8(group: *const Group) {
     naked_asm!(
         env!("ADCORDA_DSP_CPU"),
-        enter!("304"),
-        "2: ldr lr, [sp, #16]
+        enter!("76"),
+        "ldm sp, {{r8-r10}}
+         2: ldrd r2, r5, [r10], #8
+            stm sp, {{r8-r10}}
             ldr r0, [sp, #20]
-            ldrd r2, r5, [lr], #8
-            str lr, [sp, #16]
             mov r3, r2
             mov r4, r2
             mov r6, r5
             mov r7, r5
             ldr pc, [sp, #60]",
-        "3: .rept 8",
+        "3: .rept 9",
         "ldrd r11, r12, [r1], #8
          ldm r0!, {{r8-r10}}
          sxtb16 lr, r11",
@@ -351,8 +433,7 @@ unsafe extern "C" fn w8(group: *const Group) {
         second!("lr"),
         ".endr",
         repeat!(),
-        finish!(),
-        leave!(),
+        end_two_rows!(),
     )
 }
 
@@ -361,22 +442,22 @@ unsafe extern "C" fn w8(group: *const Group) {
 unsafe extern "C" fn w4(group: *const Group) {
     naked_asm!(
         env!("ADCORDA_DSP_CPU"),
-        enter!("304"),
-        "2: ldr lr, [sp, #16]
+        enter!("76"),
+        "ldm sp, {{r8-r10}}
+         2: ldrd r2, r5, [r10], #8
+            stm sp, {{r8-r10}}
             add r0, sp, #36
             ldm r0, {{r8-r10}}
-            ldrd r2, r5, [lr], #8
-            str lr, [sp, #16]
             ldr r0, [sp, #20]
-            sub r3, r2, r9
-            sub r4, r2, r10
-            sub r2, r2, r8
-            sub r6, r5, r9
-            sub r7, r5, r10
-            sub r5, r5, r8
+            sub r3, r2, r9, lsl #3
+            sub r4, r2, r10, lsl #3
+            sub r2, r2, r8, lsl #3
+            sub r6, r5, r9, lsl #3
+            sub r7, r5, r10, lsl #3
+            sub r5, r5, r8, lsl #3
             mov r12, #0x000F000F
             ldr pc, [sp, #60]",
-        "3: .rept 8",
+        "3: .rept 9",
         "ldr r11, [r1], #4
          ldm r0!, {{r8-r10}}
          and lr, r12, r11",
@@ -390,8 +471,7 @@ unsafe extern "C" fn w4(group: *const Group) {
         second!("lr"),
         ".endr",
         repeat!(),
-        finish!(),
-        leave!(),
+        end_two_rows!(),
     )
 }
 
@@ -399,11 +479,11 @@ unsafe extern "C" fn w4(group: *const Group) {
 /// even sums gather in memory, at 72 those of row 0, at 84 of row 2.
 macro_rules! lanes {
     () => {
-        "2: ldr lr, [sp, #16]
+        "2: ldr lr, [sp, #8]
             add r0, sp, #36
             ldm r0, {{r8-r10}}
             ldm lr!, {{r2-r5}}
-            str lr, [sp, #16]
+            str lr, [sp, #8]
             add lr, sp, #72
             sub r5, r2, r8
             sub r6, r2, r9
@@ -471,7 +551,7 @@ macro_rules! flush_all {
 unsafe extern "C" fn w2(group: *const Group) {
     naked_asm!(
         env!("ADCORDA_DSP_CPU"),
-        enter!("304"),
+        enter!("76"),
         "movw r2, #0xC003
          movt r2, #0xC003
          str r2, [sp, #68]",
@@ -492,7 +572,7 @@ unsafe extern "C" fn w2(group: *const Group) {
         flush_all!(""),
         repeat!(),
         // Rows 2 and 3 wait above the sums of row 2 until rows 0 and 1 are done.
-        "ldr lr, [sp, #16]
+        "ldr lr, [sp, #8]
          ldr r12, [lr, #-4]
          ldr r0, [lr, #-12]
          add r5, r12, r5, asr #14
@@ -518,7 +598,7 @@ unsafe extern "C" fn w2(group: *const Group) {
 unsafe extern "C" fn w1(group: *const Group) {
     naked_asm!(
         env!("ADCORDA_DSP_CPU"),
-        enter!("296"),
+        enter!("148"),
         "movw r2, #0x4001
          movt r2, #0x4001
          str r2, [sp, #68]",
@@ -548,7 +628,7 @@ unsafe extern "C" fn w1(group: *const Group) {
         ".endr",
         flush_all!(", lsl #1"),
         repeat!(),
-        "ldr lr, [sp, #16]
+        "ldr lr, [sp, #8]
          ldr r12, [lr, #-4]
          ldr r0, [lr, #-12]
          add r11, sp, #36
@@ -577,51 +657,13 @@ unsafe extern "C" fn w1(group: *const Group) {
     )
 }
 
-/// Loads what is needed to requantize, and does it.
-macro_rules! requantize {
-    () => {
-        "ldm sp, {{r8-r11}}
-         ldrd r0, r12, [r8], #8
-         smmlar r2, r2, r0, r11
-         smmlar r3, r3, r0, r11
-         smmlar r4, r4, r0, r11
-         smmlar r5, r5, r12, r11
-         smmlar r6, r6, r12, r11
-         smmlar r7, r7, r12, r11
-         ssat r2, #8, r2
-         ssat r3, #8, r3
-         ssat r4, #8, r4
-         ssat r5, #8, r5
-         ssat r6, #8, r6
-         ssat r7, #8, r7"
-    };
-}
-
-/// Stores the codes of a row, and moves on to the next one. With a stride of 0 all are the same.
-macro_rules! store {
-    ($a:literal, $b:literal, $c:literal) => {
-        concat!(
-            "strb ",
-            $b,
-            ", [r9, r10]
-             strb ",
-            $c,
-            ", [r9, r10, lsl #1]
-             strb ",
-            $a,
-            ", [r9], #1\n"
-        )
-    };
-}
-
 /// Codes, requantized: `zero_point + acc * multiplier / 2^32`, rounded half up, clamped to 8 bits.
 #[unsafe(naked)]
 unsafe extern "C" fn codes() {
     naked_asm!(
         env!("ADCORDA_DSP_CPU"),
-        requantize!(),
-        store!("r2", "r3", "r4"),
-        store!("r5", "r6", "r7"),
+        "ldm sp, {{r8-r12}}",
+        store_codes!("r10"),
         "stm sp, {{r8, r9}}
          bx lr",
     )
@@ -637,7 +679,7 @@ macro_rules! add {
              pkhbt r0, ",
             $code,
             ", r0, lsl #16
-             smlad r0, r0, r8, r11
+             smlad r0, r0, r8, r10
              asr r0, r0, r12
              ssat ",
             $code,
@@ -651,17 +693,19 @@ macro_rules! add {
 unsafe extern "C" fn codes_and_residual() {
     naked_asm!(
         env!("ADCORDA_DSP_CPU"),
-        requantize!(),
+        "ldm sp, {{r8-r12}}
+         ldrd r0, r10, [r8], #8",
+        requantize!("r0", "r10"),
         "str r8, [sp]
          add r0, sp, #48
-         ldm r0, {{r8, r11, r12}}",
+         ldm r0, {{r8, r10, r12}}",
         add!("r2", "[r9]"),
-        add!("r3", "[r9, r10]"),
-        add!("r4", "[r9, r10, lsl #1]"),
+        add!("r3", "[r9, r11]"),
+        add!("r4", "[r9, r11, lsl #1]"),
         store!("r2", "r3", "r4"),
         add!("r5", "[r9]"),
-        add!("r6", "[r9, r10]"),
-        add!("r7", "[r9, r10, lsl #1]"),
+        add!("r6", "[r9, r11]"),
+        add!("r7", "[r9, r11, lsl #1]"),
         store!("r5", "r6", "r7"),
         "str r9, [sp, #4]
          bx lr",
