@@ -33,6 +33,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(logits(width));
         cases.push(ends(width));
         cases.push(ends_long(width));
+        cases.extend(ends_of_lanes(width));
         cases.push(ends_depthwise(width));
     }
     cases.extend(requantization());
@@ -79,6 +80,9 @@ fn conv2d(width: Width) -> Vec<Case> {
         case("1x1_c48", [3, 5, 48], 6, window([1, 1], [1, 1], [0; 4])),
         case("1x1_two_pixels", [1, 2, 16], 5, window([1, 1], [1, 1], [0; 4])),
         case("5x3_c8", [5, 4, 8], 6, window([5, 3], [1, 1], [2, 2, 1, 1])),
+        // Kernels longer than lists of addresses are.
+        case("1x20", [2, 24, 4], 6, window([1, 20], [1, 1], [0, 0, 9, 10])),
+        case("20x1", [24, 2, 4], 6, window([20, 1], [1, 1], [9, 10, 0, 0])),
         // Longer than a 16-bit or a 14-bit lane can sum.
         case("3x3_c128", [2, 3, 128], 5, window([3, 3], [1, 1], [1; 4])),
     ]
@@ -86,11 +90,11 @@ fn conv2d(width: Width) -> Vec<Case> {
 
 /// Convolutions with a residual, over it or beside it.
 fn fused(width: Width) -> Vec<Case> {
-    let case = |name: &str, shape: [usize; 3], sum: Sum, in_place: bool| {
+    let case = |name: &str, shape: [usize; 3], channels: usize, sum: Sum, in_place: bool| {
         let mut net = Net::new(format!("fused_{}_{name}", width.name()), shape);
         let same = window([3, 3], [1, 1], [1; 4]);
-        let x = net.conv2d(0, same, 16, Matrix::random(width));
-        let shortcut = net.conv2d(0, window([1, 1], [1, 1], [0; 4]), 16, Matrix::random(Width::W8));
+        let x = net.conv2d(0, same, channels, Matrix::random(width));
+        let shortcut = net.conv2d(0, window([1, 1], [1, 1], [0; 4]), channels, Matrix::random(Width::W8));
         net.conv2d_residual(x, same, Matrix::random(width), sum, shortcut, in_place.then_some(shortcut));
         net.finish(width, 3)
     };
@@ -101,12 +105,15 @@ fn fused(width: Width) -> Vec<Case> {
         ..plain
     };
     vec![
-        case("in_place", [5, 5, 8], plain, true),
-        case("beside", [4, 4, 4], plain, false),
-        case("one_pixel", [1, 1, 16], plain, true),
-        case("ends", [3, 3, 8], Sum::new(32_767, 32_767, 16), true),
-        case("clamp", [3, 4, 8], narrow, true),
-        case("ends_deep", [3, 4, 8], Sum::new(32_767, 32_767, 30), true),
+        case("in_place", [5, 5, 8], 16, plain, true),
+        case("beside", [4, 4, 4], 16, plain, false),
+        // Two pixels and one or two rows are left over: none of them may be added twice.
+        case("left_over", [4, 5, 8], 18, plain, true),
+        case("left_over_odd", [2, 4, 4], 5, plain, true),
+        case("one_pixel", [1, 1, 16], 16, plain, true),
+        case("ends", [3, 3, 8], 16, Sum::new(32_767, 32_767, 16), true),
+        case("clamp", [3, 4, 8], 16, narrow, true),
+        case("ends_deep", [3, 4, 8], 16, Sum::new(32_767, 32_767, 30), true),
     ]
 }
 
@@ -224,6 +231,28 @@ fn ends_depthwise(width: Width) -> Case {
     let mut case = net.finish(width, 2);
     case.images = extreme_images(6 * 5 * 8);
     case
+}
+
+/// Inputs and weights at their ends for as long as two rows in one 32-bit accumulator may sum, 14 bits apart, and for one code
+/// longer: 2^17 * 2^14 is one too many.
+fn ends_of_lanes(width: Width) -> Vec<Case> {
+    let case = |k: usize, shape: [usize; 3], kernel| {
+        let mut net = Net::new(format!("ends_of_lanes_{}_{k}", width.name()), shape).input_codes(Table::Identity);
+        net.zero_point(0, -128);
+        let matrix = Matrix {
+            codes: Codes::Ends,
+            ..Matrix::random(width)
+        };
+        net.conv2d(0, window(kernel, [1, 1], [0; 4]), 8, matrix);
+        let mut case = net.finish(width, 2);
+        case.images = extreme_images(shape.iter().product());
+        case
+    };
+    vec![
+        case(1020, [15, 19, 4], [15, 17]),
+        case(1023, [31, 12, 3], [31, 11]),
+        case(1024, [16, 18, 4], [16, 16]),
+    ]
 }
 
 /// What `Requantize` allows, to its ends; one row a multiplier.
