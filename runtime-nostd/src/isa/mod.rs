@@ -15,6 +15,8 @@ mod dsp;
 mod mve;
 mod path;
 mod portable;
+#[cfg(adcorda_isa = "portable")]
+mod widened;
 
 pub use path::{Isa, Path, path};
 pub(crate) use portable::{dot, sum, unpack, unpack_one};
@@ -30,7 +32,9 @@ pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &
     return dsp::conv2d(layer, x, y, scratch);
     #[cfg(adcorda_isa = "mve")]
     return mve::conv2d(layer, x, y, scratch);
-    #[cfg(not(any(adcorda_isa = "dsp", adcorda_isa = "mve")))]
+    #[cfg(adcorda_isa = "portable")]
+    return widened::conv2d(layer, x, y, scratch);
+    #[cfg(not(any(adcorda_isa = "dsp", adcorda_isa = "mve", adcorda_isa = "portable")))]
     {
         let _ = (layer, x, y, scratch);
         false

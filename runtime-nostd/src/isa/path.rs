@@ -106,9 +106,15 @@ pub(super) fn blocked(isa: Isa, layer: &Convolution<'_>, scratch_bytes: usize) -
     let fast = match isa {
         Isa::Dsp => dsp(layer, scratch_bytes),
         Isa::Mve => mve(layer, scratch_bytes),
-        Isa::Portable | Isa::Thumb1 | Isa::Thumb2 => false,
+        Isa::Portable => widened(layer, scratch_bytes),
+        Isa::Thumb1 | Isa::Thumb2 => false,
     };
     if fast { Path::Blocked } else { Path::Generic }
+}
+
+/// Whether the portable kernels for machines with vectors take a layer: there must be room for four rows of 16-bit weights.
+fn widened(layer: &Convolution<'_>, scratch_bytes: usize) -> bool {
+    matches!(layer.epilogue, Epilogue::Codes { .. }) && scratch_bytes >= 8 * layer.weights.packing.k.next_multiple_of(32)
 }
 
 /// Whether the DSP kernels take a layer.

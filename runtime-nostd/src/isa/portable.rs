@@ -9,18 +9,18 @@ use adcorda_formats::{Order, Packing, Width};
 /// Codes handled per step: one 128-bit vector.
 const CHUNK: usize = 16;
 
-/// One row of packed weights, to one code a byte.
+/// One row of packed weights, to codes of one or two bytes.
 ///
 /// # Shapes
 /// `packed`: at least [`Packing::bytes`] | `codes: [k]`, overwritten
-pub(crate) fn unpack(packing: &Packing, packed: &[u8], row: usize, codes: &mut [u8]) {
+pub(crate) fn unpack<C: Code>(packing: &Packing, packed: &[u8], row: usize, codes: &mut [C]) {
     let rows = packing.block_rows();
     let block = packed.get(row / rows * packing.block_bytes()..).unwrap_or_default();
     let row = row % rows;
     match (packing.order, packing.width) {
         (Order::Channels, _) => {
             for (i, code) in codes.iter_mut().enumerate() {
-                *code = packing.decode(block, row, i) as u8;
+                *code = C::new(packing.decode(block, row, i) as u8);
             }
         }
         (Order::Blocks, Width::W8) => {
@@ -66,6 +66,24 @@ pub(crate) fn unpack_one(packing: &Packing, packed: &[u8], row: usize, i: usize)
     packing.decode(packed, row, i) as u8
 }
 
+/// An unpacked code.
+pub(crate) trait Code: Copy {
+    fn new(code: u8) -> Self;
+}
+
+impl Code for u8 {
+    fn new(code: u8) -> Self {
+        code
+    }
+}
+
+/// A little-endian `i16`.
+impl Code for [u8; 2] {
+    fn new(code: u8) -> Self {
+        i16::from(code as i8).to_le_bytes()
+    }
+}
+
 /// Sum of `x * w` over two slices of one length. Wraps, as every accumulator is proven to fit by the time it is complete.
 #[inline]
 pub(crate) fn dot(x: &[u8], w: &[u8]) -> i32 {
@@ -95,13 +113,13 @@ fn lane(row: usize, per_pair: usize) -> u32 {
 
 /// Writes `N` codes a step; the last step may be cut short.
 #[inline(always)]
-fn unpack_words<const N: usize>(mut steps: impl Iterator<Item = [u8; N]>, codes: &mut [u8]) {
+fn unpack_words<C: Code, const N: usize>(mut steps: impl Iterator<Item = [u8; N]>, codes: &mut [C]) {
     let (whole, rest) = codes.as_chunks_mut::<N>();
     for (codes, step) in whole.iter_mut().zip(&mut steps) {
-        *codes = step;
+        *codes = step.map(C::new);
     }
     for (code, step) in rest.iter_mut().zip(steps.next().into_iter().flatten()) {
-        *code = step;
+        *code = C::new(step);
     }
 }
 
