@@ -28,10 +28,11 @@ pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], 
     }
 }
 
-/// Channels that there are registers for: lanes of vectors, or as many accumulators.
+/// Channels that there are registers for: lanes of vectors, or as many accumulators. For Helium a kernel of its own
+/// takes nearly every layer, and here code is kept small.
 const MANY: usize = match Isa::CURRENT {
-    Isa::Portable | Isa::Mve => 16,
-    Isa::Thumb1 | Isa::Thumb2 | Isa::Dsp => 4,
+    Isa::Portable => 16,
+    Isa::Thumb1 | Isa::Thumb2 | Isa::Dsp | Isa::Mve => 4,
 };
 
 /// `N` channels from `first` on; gives `N`.
