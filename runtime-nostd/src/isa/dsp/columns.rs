@@ -1,13 +1,13 @@
 //! Columns: the inputs under three windows, widened and interleaved in one pass.
 //!
-//! Of each four codes `k` to `k + 3`, a column holds six words: `(k, k + 2)` of each pixel, then `(k + 1, k + 3)` of each pixel,
-//! as halves of a word. One load-multiple so gives a multiply-accumulate operand for each of the three pixels, and both the
-//! widening here and that of weights is one `SXTB16`.
+//! Of each four codes `k` to `k + 3`, a column holds six words: `(k, k + 2)` of each pixel, then `(k + 1, k + 3)` of each
+//! pixel, as halves of a word. One load-multiple so gives a multiply-accumulate operand for each of the three pixels, and both
+//! the widening here and that of weights is one `SXTB16`.
 //!
 //! # Scratch
-//! The columns take 6 bytes a code of the padded `k`; what lies behind them reads as padding. Where channels are no whole words,
-//! the codes of each window are gathered first, in the last three eighths of 8 bytes a code: the columns then grow over them, but
-//! no faster than they are read.
+//! The columns take 6 bytes a code of the padded `k`; what lies behind them reads as padding. Where channels are no whole
+//! words, the codes of each window are gathered first, in the last three eighths of 8 bytes a code: the columns then grow over
+//! them, but no faster than they are read.
 
 use core::arch::{asm, naked_asm};
 use core::marker::PhantomData;
@@ -60,8 +60,8 @@ pub(super) struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    /// `None` where the input or the scratch does not begin at a word, or is shorter than the layer says. `sums` tells whether the
-    /// sums of codes are wanted.
+    /// `None` where the input or the scratch does not begin at a word, or is shorter than the layer says. `sums` tells whether
+    /// the sums of codes are wanted.
     pub(super) fn new(layer: &Convolution<'_>, x: &'a [u8], scratch: &'a mut [u8], sums: bool) -> Option<Self> {
         let (shape, window) = (layer.x, &layer.window);
         let padded_k = layer.weights.packing.padded_k();
@@ -224,8 +224,8 @@ impl<'a> Columns<'a> {
             let buffer = start.wrapping_add(pixel * self.padded_k);
             self.runs[0][pixel] = buffer;
             let (rows, columns) = self.inside;
-            // SAFETY: in the buffer, the codes after `k` among its last 16, and then codes before `k`: those of taps in the input,
-            // and of all others first.
+            // SAFETY: in the buffer, the codes after `k` among its last 16, and then codes before `k`: those of taps in the
+            // input, and of all others first.
             unsafe {
                 buffer.add(self.padded_k - 16).cast::<[u32; 4]>().write([0; 4]);
                 if (corner.row as usize) < rows && (corner.column as usize) < columns {
@@ -247,8 +247,8 @@ impl<'a> Columns<'a> {
             }
         }
         self.fill.codes = self.padded_k;
-        // SAFETY: whole buffers, and room for the padded `k`. The 24 bytes written for the codes at `k` end at or before the first
-        // buffer's codes at `k + 4`: 6 * (k + 4) <= 5 * padded_k + k + 4 for every k <= padded_k - 4.
+        // SAFETY: whole buffers, and room for the padded `k`. The 24 bytes written for the codes at `k` end at or before the
+        // first buffer's codes at `k + 4`: 6 * (k + 4) <= 5 * padded_k + k + 4 for every k <= padded_k - 4.
         unsafe { self.append(1) };
     }
 
@@ -335,7 +335,8 @@ unsafe fn list(
     }
 }
 
-/// Copies a few codes between any addresses: less than a call of `memcpy` takes.
+/// Copies a few codes between any addresses, in fewer instructions than a call of `memcpy` takes. Words are loaded from where
+/// they are, which all cores with DSP instructions can.
 ///
 /// # Safety
 /// `from` and `to` are valid for `count` bytes, more than none, and do not overlap.
@@ -371,8 +372,8 @@ unsafe fn copy(from: *const u8, to: *mut u8, count: usize) {
 /// Appends runs of codes.
 ///
 /// # Safety
-/// `runs` to `end` are at least one, readable, and so are `codes` codes, not none, at each pointer of each run, which is a multiple of 4;
-/// `to` has room for 6 bytes a code of a run.
+/// `runs` to `end` are at least one run, readable, and so are `codes` codes, more than none, at each address of each run. The
+/// addresses are multiples of 4, and `to` has room for 6 bytes a code of each run.
 type Filler = unsafe extern "C" fn(fill: *mut Fill, runs: *const Run, end: *const Run);
 
 /// Four codes of each pixel. The unrolled body has four times them, and is entered in the middle where a run has a remainder.

@@ -24,6 +24,7 @@ const PIXELS: usize = 3;
 ///
 /// # Shapes
 /// `x: [h, w, c_in]` | `y: [oh, ow, c_out]`, of `i32` for logits; with a residual it holds the other addend before
+// Not inlined, so that its frame is on the stack only while it runs.
 #[inline(never)]
 pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
     if path::blocked(Isa::Dsp, layer, scratch.len()) != Path::Blocked {

@@ -1,9 +1,9 @@
 //! Dot products of three pixels with block after block of rows, up to the stored codes.
 //!
-//! There is one loop a width. Each takes the columns of three pixels (see [`Columns`](super::columns::Columns)) and walks over the packed weights
-//! once, block by block: 3 pixels x 2 rows of accumulators in W8 and W4, 3 x 4 in W2 and W1, where one accumulator holds two
-//! rows. Unrolled bodies are entered in their middle, so that any multiple of 16 codes will do. What a finished block of 3
-//! pixels x 2 rows becomes is the business of a [`Finish`], which all widths share.
+//! There is one loop a width. Each takes the columns of three pixels (see [`Columns`](super::columns::Columns)) and walks over
+//! the packed weights once, block by block: 3 pixels x 2 rows of accumulators in W8 and W4, 3 x 4 in W2 and W1, where one
+//! accumulator holds two rows. That is all that fits the registers: what else a loop needs lies in its stack frame. Unrolled
+//! bodies are entered in their middle, so that any multiple of 16 codes will do.
 //!
 //! # Accumulators do not overflow
 //! An accumulator `bias + sum(x * w)` fits an `i32` whatever the inputs are: `Model::parse` has checked it. W8 and W4 sum in
@@ -13,15 +13,17 @@
 //! W2 and W1 multiply by `w_even + w_odd * 2^14`, where `w_even` is `w + 1` in W2, and the bit of the weight in W1, and so is
 //! `w_odd` in W1 (it is `w` in W2); `sum(x)` makes up for both at the end. Twice as many products per instruction, under two
 //! conditions:
-//! - The low lane has 14 bits. It is emptied every so many codes: `|x * w_even|` is at most 256 in W2 and 128 in W1, so
-//!   32 and 64 codes give -8192 to 8192 - 64, within -2^13 to 2^13 - 1.
-//! - The high lane is never emptied. `|x * w_odd|` is at most 128, so with less than 1024 codes, and the low lane
-//!   below it, the accumulator is within 1023 * 2^21 + 2^13 < 2^31 of zero.
+//! - The low lane has 14 bits. It is emptied every 32 codes in W2 and every 64 in W1: as `x` is -128 to 127 and `w_even` up to
+//!   2 and up to 1, it then holds -8192 to 8128, within -2^13 to 2^13 - 1.
+//! - The high lane is never emptied. `|x * w_odd|` is at most 128, so with fewer than 1024 codes, and the low lane below it,
+//!   the accumulator is within 1023 * 2^21 + 2^13 < 2^31 of zero. Longer rows are not for these loops, see `path`.
 //!
-//! The cases `ends_*` of the conformance list run all of this at the ends of its ranges.
+//! The cases `ends_*` of the conformance list run all of this at the ends of its ranges: inputs all -128 and all 127, weights
+//! all lowest and all highest, 1023 codes.
 
 use core::arch::naked_asm;
 use core::marker::PhantomData;
+use core::mem::offset_of;
 use core::{array, ptr};
 
 use adcorda_formats::{I32Array, Width};
@@ -134,8 +136,8 @@ impl<'a> Rows<'a> {
         })
     }
 
-    /// Computes three pixels, whose outputs begin `stride` bytes apart from `y` on. With a `stride` of 0 they are one pixel, three
-    /// times over.
+    /// Computes three pixels, whose outputs begin `stride` bytes apart from `y` on. With a `stride` of 0 they are one pixel,
+    /// three times over.
     ///
     /// # Safety
     /// `columns` are those of the layer's `k`, filled; and `y`, `y + stride`, `y + 2 * stride` have room for a pixel each.
@@ -147,8 +149,8 @@ impl<'a> Rows<'a> {
         group.y_end = y.wrapping_add(self.whole);
         group.stride = stride;
         if self.whole > 0 {
-            // SAFETY: weights and parameters of whole blocks, whose numbers were checked; columns and outputs by this function's
-            // contract.
+            // SAFETY: weights and parameters of whole blocks, whose numbers were checked; columns and outputs by this
+            // function's contract.
             unsafe { (self.run)(group) }
         }
         if let Some(rest) = &self.rest {
@@ -232,15 +234,22 @@ struct Group {
     mask: u32,
 }
 
+// What the loops below count on.
+const _: () = assert!(size_of::<Group>() == 72);
+const _: () = assert!(offset_of!(Group, columns) == 20 && offset_of!(Group, finish) == 32 && offset_of!(Group, sums) == 36);
+const _: () =
+    assert!(offset_of!(Group, add_multipliers) == 48 && offset_of!(Group, skip) == 60 && offset_of!(Group, weights) == 64);
+
 /// A loop over blocks of rows. To be called with the address of a [`Group`].
 type Loop = unsafe extern "C" fn(*const Group);
 
-/// Takes the accumulators of two rows, `r2` to `r4` and `r5` to `r7`, and advances the frame's `multiplier` and `y`. Preserves
-/// `r1`. Not to be called from Rust.
+/// Takes the accumulators of two rows, `r2` to `r4` and `r5` to `r7`, and moves the frame's `multiplier` and `y` on. Leaves `y`
+/// in `r9`; keeps `r1`. Not to be called from Rust.
 type Finish = unsafe extern "C" fn();
 
-/// Saves registers, copies the group to the frame (with the state of W2 and W1 above it, at 72), points `r1` at the weights, and
-/// replaces `skip` by where to enter the body at `3:`, whose steps have `$step` bytes. Bit 0 says that it is Thumb code.
+/// Saves registers, copies the group to the frame (with the state of W2 and W1 above it, at 72), points `r1` at the weights,
+/// and replaces `skip` by where to enter the body at `3:`, whose steps have `$step` bytes. Bit 0 says that it is Thumb code.
+#[rustfmt::skip]
 macro_rules! enter {
     ($step:literal) => {
         concat!(
@@ -252,9 +261,7 @@ macro_rules! enter {
              ldm r0!, {{r1-r9}}
              stm lr!, {{r1-r9}}
              mov r1, r8
-             movw r2, #",
-            $step,
-            "
+             movw r2, #", $step, "
              adr.w r3, 3f
              mla r3, r7, r2, r3
              orr r3, r3, #1
@@ -292,41 +299,26 @@ macro_rules! leave {
 }
 
 /// Four products for each pixel, with the weights in `$w`: into the accumulators of the first or of the second row.
+#[rustfmt::skip]
 macro_rules! first {
     ($w:literal) => {
-        concat!(
-            "smlad r2, ",
-            $w,
-            ", r8, r2\n smlad r3, ",
-            $w,
-            ", r9, r3\n smlad r4, ",
-            $w,
-            ", r10, r4\n"
-        )
+        concat!("smlad r2, ", $w, ", r8, r2\n smlad r3, ", $w, ", r9, r3\n smlad r4, ", $w, ", r10, r4\n")
     };
 }
+#[rustfmt::skip]
 macro_rules! second {
     ($w:literal) => {
-        concat!(
-            "smlad r5, ",
-            $w,
-            ", r8, r5\n smlad r6, ",
-            $w,
-            ", r9, r6\n smlad r7, ",
-            $w,
-            ", r10, r7\n"
-        )
+        concat!("smlad r5, ", $w, ", r8, r5\n smlad r6, ", $w, ", r9, r6\n smlad r7, ", $w, ", r10, r7\n")
     };
 }
 
 /// Requantizes two rows and stores their codes, at `r9` in the first row of the first pixel and `r11` bytes apart. Wants the
 /// address of multipliers in `r8`, and moves both on. With a stride of 0 the three pixels are one. Keeps `r12`, the zero point.
+#[rustfmt::skip]
 macro_rules! store_codes {
     ($second:literal) => {
         concat!(
-            "ldrd r0, ",
-            $second,
-            ", [r8], #8\n",
+            "ldrd r0, ", $second, ", [r8], #8\n",
             requantize!("r0", $second),
             store!("r2", "r3", "r4"),
             store!("r5", "r6", "r7")
@@ -335,27 +327,16 @@ macro_rules! store_codes {
 }
 
 /// Accumulators to codes.
+#[rustfmt::skip]
 macro_rules! requantize {
     ($first:literal, $second:literal) => {
         concat!(
-            "smmlar r2, r2, ",
-            $first,
-            ", r12
-             smmlar r3, r3, ",
-            $first,
-            ", r12
-             smmlar r4, r4, ",
-            $first,
-            ", r12
-             smmlar r5, r5, ",
-            $second,
-            ", r12
-             smmlar r6, r6, ",
-            $second,
-            ", r12
-             smmlar r7, r7, ",
-            $second,
-            ", r12
+            "smmlar r2, r2, ", $first, ", r12
+             smmlar r3, r3, ", $first, ", r12
+             smmlar r4, r4, ", $first, ", r12
+             smmlar r5, r5, ", $second, ", r12
+             smmlar r6, r6, ", $second, ", r12
+             smmlar r7, r7, ", $second, ", r12
              ssat r2, #8, r2
              ssat r3, #8, r3
              ssat r4, #8, r4
@@ -367,18 +348,13 @@ macro_rules! requantize {
 }
 
 /// Stores the codes of a row, and moves on to the next one.
+#[rustfmt::skip]
 macro_rules! store {
     ($a:literal, $b:literal, $c:literal) => {
         concat!(
-            "strb ",
-            $b,
-            ", [r9, r11]
-             strb ",
-            $c,
-            ", [r9, r11, lsl #1]
-             strb ",
-            $a,
-            ", [r9], #1\n"
+            "strb ", $b, ", [r9, r11]
+             strb ", $c, ", [r9, r11, lsl #1]
+             strb ", $a, ", [r9], #1\n"
         )
     };
 }
@@ -505,24 +481,13 @@ macro_rules! lanes {
 }
 
 /// Moves the low lane of an accumulator to its sum in memory, `$times` it.
+#[rustfmt::skip]
 macro_rules! flush {
     ($sum:literal, $lanes:literal, $times:literal) => {
         concat!(
-            "sbfx lr, ",
-            $lanes,
-            ", #0, #14
-             add ",
-            $sum,
-            ", ",
-            $sum,
-            ", lr",
-            $times,
-            "
-             sub ",
-            $lanes,
-            ", ",
-            $lanes,
-            ", lr\n"
+            "sbfx lr, ", $lanes, ", #0, #14
+             add ", $sum, ", ", $sum, ", lr", $times, "
+             sub ", $lanes, ", ", $lanes, ", lr\n"
         )
     };
 }
@@ -670,20 +635,15 @@ unsafe extern "C" fn codes() {
 }
 
 /// Adds one residual to a code.
+#[rustfmt::skip]
 macro_rules! add {
     ($code:literal, $residual:literal) => {
         concat!(
-            "ldrsb r0, ",
-            $residual,
-            "
-             pkhbt r0, ",
-            $code,
-            ", r0, lsl #16
+            "ldrsb r0, ", $residual, "
+             pkhbt r0, ", $code, ", r0, lsl #16
              smlad r0, r0, r8, r10
              asr r0, r0, r12
-             ssat ",
-            $code,
-            ", #8, r0\n"
+             ssat ", $code, ", #8, r0\n"
         )
     };
 }
