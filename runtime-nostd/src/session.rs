@@ -56,7 +56,8 @@ impl<'m> Session<'m> {
         self.model
     }
 
-    /// Computes one layer into `y`. [`Model::parse`] proved every `None` below impossible.
+    /// Computes one layer into `y`. Not inlined, so that its code can be told from the caller's. [`Model::parse`] proved every `None` below impossible.
+    #[inline(never)]
     fn layer(&mut self, layer: &Layer<'_>, y: &Tensor) -> Option<()> {
         let (model, op) = (self.model, &layer.op);
         match op {

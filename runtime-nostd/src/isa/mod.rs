@@ -46,6 +46,9 @@ pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &
 /// # Shapes
 /// `x: [h, w, c]` | `y: [oh, ow, c]`
 pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
+    if !cfg!(feature = "depthwise") {
+        return false;
+    }
     #[cfg(adcorda_isa = "dsp")]
     return dsp::depthwise_conv2d(layer, x, y, scratch);
     #[cfg(adcorda_isa = "mve")]

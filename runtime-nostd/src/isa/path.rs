@@ -89,7 +89,7 @@ impl fmt::Display for Path {
 }
 
 /// How `isa` computes `layer` of `model` into tensor `y`, where the model and the arena begin at a multiple of 8 bytes (and
-/// else [`Path::Generic`], should the instruction set care).
+/// else [`Path::Generic`], should the instruction set care), with the features that this crate is built with.
 pub fn path(isa: Isa, model: &Model<'_>, layer: &Layer<'_>, y: &Tensor) -> Path {
     match Convolution::new(model, &layer.op, y) {
         Some(convolution) if matches!(layer.op, Op::DepthwiseConv2d { .. }) => {
@@ -103,7 +103,14 @@ pub fn path(isa: Isa, model: &Model<'_>, layer: &Layer<'_>, y: &Tensor) -> Path 
 /// How `isa` computes a convolution or a fully connected layer with that much aligned scratch.
 pub(super) fn blocked(isa: Isa, layer: &Convolution<'_>, scratch_bytes: usize) -> Path {
     debug_assert!(layer.weights.packing.order == Order::Blocks);
+    let built_in = match layer.weights.packing.width {
+        Width::W8 => true,
+        Width::W4 => cfg!(feature = "w4"),
+        Width::W2 => cfg!(feature = "w2"),
+        Width::W1 => cfg!(feature = "w1"),
+    };
     let fast = match isa {
+        _ if !built_in => false,
         Isa::Dsp => dsp(layer, scratch_bytes),
         Isa::Mve => mve(layer, scratch_bytes),
         Isa::Portable => widened(layer, scratch_bytes),
@@ -186,6 +193,7 @@ fn is_plain(epilogue: &Epilogue<'_>) -> bool {
 pub(super) fn depthwise(isa: Isa, layer: &Convolution<'_>, scratch_bytes: usize) -> Path {
     debug_assert!(layer.weights.packing.order == Order::Channels);
     let fast = match isa {
+        _ if !cfg!(feature = "depthwise") => false,
         Isa::Dsp => {
             layer.x.channels.is_multiple_of(CHANNELS)
                 && is_plain(&layer.epilogue)

@@ -1,23 +1,34 @@
 //! Plain Rust: the reference for every other file here, and fast where the compiler vectorizes.
 //!
-//! The loops run over chunks of constant length. On x86-64 each chunk becomes a handful of vector instructions even with
+//! Where this is all there is, the loops run over chunks of constant length. On x86-64 each chunk becomes a handful of vector instructions even with
 //! nothing beyond SSE2; on a core without vectors it is an unrolled multiply-accumulate, with neither bounds checks nor
 //! 64-bit arithmetic.
 
 use adcorda_formats::{Order, Packing, Width};
 
+use super::Isa;
+
+/// Whether speed is worth code: not where kernels of an instruction set take the usual shapes.
+const LARGE: bool = matches!(Isa::CURRENT, Isa::Portable);
+
 /// Codes handled per step: one 128-bit vector.
-const CHUNK: usize = 16;
+const CHUNK: usize = if LARGE { 16 } else { 1 };
 
 /// One row of packed weights, to codes of one or two bytes.
 ///
 /// # Shapes
 /// `packed`: at least [`Packing::bytes`] | `codes: [k]`, overwritten
+#[inline(never)]
 pub(crate) fn unpack<C: Code>(packing: &Packing, packed: &[u8], row: usize, codes: &mut [C]) {
     let rows = packing.block_rows();
     let block = packed.get(row / rows * packing.block_bytes()..).unwrap_or_default();
     let row = row % rows;
     match (packing.order, packing.width) {
+        _ if !LARGE => {
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code = C::new(packing.decode(block, row, i) as u8);
+            }
+        }
         (Order::Channels, _) => {
             for (i, code) in codes.iter_mut().enumerate() {
                 *code = C::new(packing.decode(block, row, i) as u8);

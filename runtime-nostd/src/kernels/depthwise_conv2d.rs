@@ -22,18 +22,21 @@ pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], 
         let left = channels - channel;
         channel += match scratch.len() / taps.max(1) {
             MANY.. if left >= MANY => some_channels::<MANY>(layer, rules, channel, x, y, scratch),
-            4.. if left >= 4 => some_channels::<4>(layer, rules, channel, x, y, scratch),
+            FEW.. if left >= FEW => some_channels::<FEW>(layer, rules, channel, x, y, scratch),
             _ => some_channels::<1>(layer, rules, channel, x, y, scratch),
         };
     }
 }
 
-/// Channels that there are registers for: lanes of vectors, or as many accumulators. For Helium a kernel of its own
-/// takes nearly every layer, and here code is kept small.
+/// Channels at a time, if there are so many: lanes of vectors, or as many accumulators as there are registers for. Where an
+/// instruction set has a kernel of its own for all usual shapes, the rest is not worth code.
 const MANY: usize = match Isa::CURRENT {
     Isa::Portable => 16,
-    Isa::Thumb1 | Isa::Thumb2 | Isa::Dsp | Isa::Mve => 4,
+    Isa::Thumb1 | Isa::Thumb2 => 4,
+    Isa::Dsp | Isa::Mve => 1,
 };
+/// The same, for what is left.
+const FEW: usize = if MANY < 4 { MANY } else { 4 };
 
 /// `N` channels from `first` on; gives `N`.
 fn some_channels<const N: usize>(

@@ -78,9 +78,10 @@ impl<'a> Rows<'a> {
         // Steps of the unrolled body, and the codes of each. 36 codes suit the 9 taps of most kernels.
         let (run, body, step): (Loop, usize, usize) = match packing.width {
             Width::W8 => (w8, 9, 4),
-            Width::W4 => (w4, 9, 4),
-            Width::W2 => (w2, 8, 4),
-            Width::W1 => (w1, 8, 8),
+            Width::W4 if cfg!(feature = "w4") => (w4, 9, 4),
+            Width::W2 if cfg!(feature = "w2") => (w2, 8, 4),
+            Width::W1 if cfg!(feature = "w1") => (w1, 8, 8),
+            Width::W4 | Width::W2 | Width::W1 => return None,
         };
         let padded_k = packing.padded_k();
         let mut group = Group {

@@ -113,9 +113,10 @@ pub(in crate::isa) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], sc
     });
     let (kernel, codes, correction): (Kernel, usize, i32) = match packing.width {
         Width::W8 => (tiles_w8, 16, 0),
-        Width::W4 => (tiles_w4, 32, -8),
-        Width::W2 => (tiles_w2, 16, -1),
-        Width::W1 => (tiles_w1, 32, -1),
+        Width::W4 if cfg!(feature = "w4") => (tiles_w4, 32, -8),
+        Width::W2 if cfg!(feature = "w2") => (tiles_w2, 16, -1),
+        Width::W1 if cfg!(feature = "w1") => (tiles_w1, 32, -1),
+        Width::W4 | Width::W2 | Width::W1 => return false,
     };
     let column_bytes = path::mve_column_bytes(layer);
     let steps = k.div_ceil(codes);
