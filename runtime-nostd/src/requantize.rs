@@ -27,7 +27,9 @@ pub(crate) struct Requantizer {
 
 impl Requantizer {
     /// `clamp(zero_point + ((acc * multiplier + (1 << (shift - 1))) >> shift), min, max)`, in 64 bits.
-    #[inline]
+    // On a device, kernels of the instruction set have this in their own code; one copy does for the rest.
+    #[cfg_attr(adcorda_isa = "portable", inline)]
+    #[cfg_attr(not(adcorda_isa = "portable"), inline(never))]
     pub(crate) const fn apply(&self, acc: i32) -> i8 {
         let product = acc as i64 * self.multiplier as i64;
         // What nearly all layers have: no shift at all on a machine of 32 bits.

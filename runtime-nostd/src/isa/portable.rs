@@ -1,8 +1,7 @@
 //! Plain Rust: the reference for every other file here, and fast where the compiler vectorizes.
 //!
-//! Where this is all there is, the loops run over chunks of constant length. On x86-64 each chunk becomes a handful of vector instructions even with
-//! nothing beyond SSE2; on a core without vectors it is an unrolled multiply-accumulate, with neither bounds checks nor
-//! 64-bit arithmetic.
+//! Where this is all there is, the loops run over chunks of constant length: on x86-64 each chunk becomes a handful of vector
+//! instructions even with nothing beyond SSE2. Elsewhere this is for the few layers that no kernel takes, and small.
 
 use adcorda_formats::{Order, Packing, Width};
 
