@@ -4,7 +4,7 @@ use crate::network::{BatchNorm, Layer, Network, Normalization, Op, Shape, Window
 use crate::{Error, ErrorKind, Result};
 
 /// The names [`zoo`] takes.
-pub const NAMES: [&str; 3] = ["resnet8", "resnet20", "tiny"];
+pub const NAMES: [&str; 4] = ["resnet8", "resnet20", "dscnn", "tiny"];
 
 /// Mean and standard deviation of ImageNet's channels in grey levels (0.485, 0.456, 0.406 and 0.229, 0.224, 0.225 of 255).
 const IMAGENET_MEAN: [f32; 3] = [123.675, 116.28, 103.53];
@@ -24,6 +24,7 @@ pub fn zoo(name: &str, classes: usize) -> Result<Network> {
     match name {
         "resnet8" => Ok(resnet8(classes)),
         "resnet20" => Ok(resnet20(classes)),
+        "dscnn" => Ok(dscnn(classes)),
         "tiny" => Ok(tiny(classes)),
         _ => Err(Error::new(ErrorKind::Usage, format!("unknown network `{name}`"))
             .remedy(format!("give one of {}", NAMES.join(", ")))),
@@ -112,6 +113,44 @@ fn resnet20(classes: usize) -> Network {
         Normalization {
             mean: IMAGENET_MEAN.into(),
             std: IMAGENET_STD.into(),
+        },
+    )
+}
+
+/// Depthwise separable convolutions in the shape of DS-CNN, MLPerf Tiny's keyword spotting: a first convolution at stride 2, then
+/// four blocks of 64 channels. Here on images, with a 3x3 first window and without dropout.
+///
+/// # Source
+/// Zhang et al. 2017, "Hello Edge: Keyword Spotting on Microcontrollers", section 4.5; mlcommons/tiny,
+/// `benchmark/training/keyword_spotting/keras_model.py`.
+fn dscnn(classes: usize) -> Network {
+    let mut net = Builder {
+        layers: Vec::new(),
+        bias: false,
+        epsilon: 1e-3,
+    };
+    let mut x = net.conv_norm("conv1", "bn1", 0, 64, same(3, 2), true);
+    for block in 1..=4 {
+        let depthwise = Op::DepthwiseConv2d {
+            window: same(3, 1),
+            bias: false,
+            batch_norm: Some(BatchNorm {
+                name: format!("block{block}.bn1"),
+                epsilon: net.epsilon,
+            }),
+            relu: true,
+        };
+        x = net.push(format!("block{block}.depthwise"), depthwise, [x]);
+        let (name, norm) = (format!("block{block}.pointwise"), format!("block{block}.bn2"));
+        x = net.conv_norm(&name, &norm, x, 64, same(1, 1), true);
+    }
+    let pooled = net.push("avgpool".into(), Op::AvgPool { window: whole(16) }, [x]);
+    net.classifier("fc", pooled, classes);
+    net.network(
+        "dscnn",
+        Normalization {
+            mean: vec![128.0; 3],
+            std: vec![64.0; 3],
         },
     )
 }
@@ -260,6 +299,9 @@ mod tests {
         // The values of the published files, running statistics included.
         assert_eq!(parameters(&zoo("resnet8", 10).unwrap()), 78_666);
         assert_eq!(parameters(&zoo("resnet20", 10).unwrap()), 271_098);
+        // DS-CNN for keywords has 24,908 in Keras: 2,560 of them in its first layer, here 1,728; 576 biases under BatchNorm, which
+        // are not here; 12 classes of 65 values, here 10.
+        assert_eq!(parameters(&zoo("dscnn", 10).unwrap()), 24_908 - 2_560 + 1_728 - 576 - 2 * 65);
         assert!(parameters(&zoo("tiny", 10).unwrap()) < 20_000);
     }
 
@@ -288,7 +330,7 @@ mod tests {
     fn unknown_networks_are_usage_errors_that_list_the_names() {
         let error = zoo("resnet9", 10).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
-        assert!(error.to_string().contains("resnet8, resnet20, tiny"), "{error}");
+        assert!(error.to_string().contains("resnet8, resnet20, dscnn, tiny"), "{error}");
         assert!(zoo("tiny", 0).is_err());
     }
 }
