@@ -1,8 +1,10 @@
-//! What a model file holds and needs: layers, bytes, operations, the arena over time.
+//! What a model file holds and needs: layers, bytes, operations, kernels, the arena over time.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use adcorda_formats::{Model, Tensor};
+use adcorda_formats::{Model, Op, Tensor};
+use adcorda_runtime::{Isa, path};
 use serde::Serialize;
 
 use crate::Result;
@@ -30,8 +32,10 @@ pub struct Inspection {
     pub table_bytes: usize,
     /// RAM for tensors and scratch.
     pub arena_bytes: usize,
-    /// Of the arena: the largest scratch range of a layer.
-    pub scratch_bytes: usize,
+    /// Most bytes of it in use during one layer; more than these, the arena has only where no better plan was found.
+    pub peak_bytes: u64,
+    /// Names of the layers that need so many.
+    pub peak_layers: Vec<String>,
     /// Multiply-accumulates of one inference.
     pub macs: u64,
     /// Number of weights.
@@ -60,7 +64,7 @@ pub struct Provenance {
 pub struct Layer {
     /// Its name in the trained network.
     pub name: String,
-    /// Kind of operation.
+    /// Kind of operation; `conv2d + add` for a convolution that adds a residual.
     pub op: &'static str,
     /// Bits of a weight as on the command line (`w2`), where there are weights.
     pub width: Option<&'static str>,
@@ -72,6 +76,17 @@ pub struct Layer {
     pub bytes: usize,
     /// Multiply-accumulates.
     pub macs: u64,
+    /// First byte of the output in the arena.
+    pub offset: u32,
+    /// First byte of the scratch range in the arena.
+    pub scratch_offset: u32,
+    /// Bytes of the scratch range.
+    pub scratch_bytes: u32,
+    /// Bytes of the arena that are in use while it runs.
+    pub in_use: u64,
+    /// How each instruction set computes it, by the set's name: `blocked` and `depthwise` are fast kernels, `generic` takes any
+    /// shape, `plain` has no weights.
+    pub paths: BTreeMap<&'static str, &'static str>,
 }
 
 /// Takes a model file apart.
@@ -80,8 +95,10 @@ pub struct Layer {
 /// [`ErrorKind::Model`](crate::ErrorKind::Model) where the file is not valid.
 pub fn inspect(file: &[u8]) -> Result<Inspection> {
     let model = parse(file, "the model")?;
+    let in_use = in_use(&model);
+    let peak_bytes = in_use.iter().copied().max().unwrap_or(0);
     let (mut layers, mut weight_bits, mut table_bytes) = (Vec::new(), 0, usize::from(model.input().channels) * 256);
-    for (layer, output) in model.layers().zip(&model.tensors()[1..]) {
+    for ((layer, output), &in_use) in model.layers().zip(&model.tensors()[1..]).zip(&in_use) {
         let input = layer
             .op
             .inputs()
@@ -98,12 +115,29 @@ pub fn inspect(file: &[u8]) -> Result<Inspection> {
         }
         layers.push(Layer {
             name: layer.name.into(),
-            op: layer.op.name(),
+            op: match layer.op {
+                Op::Conv2d { residual: Some(_), .. } => "conv2d + add",
+                Op::Conv2d { residual: None, .. }
+                | Op::DepthwiseConv2d { .. }
+                | Op::Linear { .. }
+                | Op::Logits { .. }
+                | Op::Add { .. }
+                | Op::MaxPool { .. }
+                | Op::AvgPool { .. }
+                | Op::Subsample { .. } => layer.op.name(),
+            },
             width: layer.op.weights().map(|w| w.width.name()),
             shape: shape(output),
             weights,
             bytes,
             macs: layer.op.macs(input, output),
+            offset: output.offset,
+            scratch_offset: layer.scratch.offset,
+            scratch_bytes: layer.scratch.bytes,
+            in_use,
+            paths: Isa::ALL
+                .map(|isa| (isa.name(), path(isa, &model, &layer, output).name()))
+                .into(),
         });
     }
     let provenance = model.provenance();
@@ -121,7 +155,12 @@ pub fn inspect(file: &[u8]) -> Result<Inspection> {
         weight_bytes: weight_bits.div_ceil(8),
         table_bytes,
         arena_bytes: model.arena_bytes(),
-        scratch_bytes: model.layers().map(|layer| layer.scratch.bytes as usize).max().unwrap_or(0),
+        peak_bytes,
+        peak_layers: layers
+            .iter()
+            .filter(|layer| layer.in_use == peak_bytes)
+            .map(|layer| layer.name.clone())
+            .collect(),
         macs: layers.iter().map(|layer| layer.macs).sum(),
         weights: layers.iter().map(|layer| layer.weights).sum(),
         boards: Board::ALL
@@ -180,8 +219,10 @@ impl fmt::Display for Inspection {
         )?;
         writeln!(
             f,
-            "arena  {:>9} bytes, {} of them scratch",
-            self.arena_bytes, self.scratch_bytes
+            "arena  {:>9} bytes; most in use at once {}, in {}",
+            self.arena_bytes,
+            self.peak_bytes,
+            self.peak_layers.join(", ")
         )?;
         writeln!(f, "MACs   {:>9}", self.macs)?;
         let boards: Vec<&str> = self.boards.iter().map(|board| board.name()).collect();
@@ -194,24 +235,77 @@ impl fmt::Display for Inspection {
             f,
             "boards with room for both (data sheets; program and stack come on top): {boards}"
         )?;
-        write!(f, "\n{}", self.arena_map)
+        write!(
+            f,
+            "\n{:>3}  {:name_width$}  {:>9}  {:>16}  {:>9}",
+            "", "layer", "output at", "scratch at", "in use"
+        )?;
+        for isa in Isa::ALL {
+            write!(f, "  {:9}", isa.name())?;
+        }
+        for (i, layer) in self.layers.iter().enumerate() {
+            let scratch = match layer.scratch_bytes {
+                0 => "-".into(),
+                bytes => format!("{bytes} at {}", layer.scratch_offset),
+            };
+            write!(
+                f,
+                "\n{i:>3}  {:name_width$}  {:>9}  {scratch:>16}  {:>9}",
+                layer.name, layer.offset, layer.in_use
+            )?;
+            for isa in Isa::ALL {
+                write!(f, "  {:9}", layer.paths[isa.name()])?;
+            }
+        }
+        write!(f, "\n\n{}", self.arena_map)
     }
 }
 
 /// Columns of the arena map.
 const COLUMNS: usize = 64;
 
+/// Number of the last layer that reads each tensor; of what none reads, the logits, 0.
+fn last_readers(model: &Model) -> Vec<usize> {
+    let mut last_readers = vec![0; model.tensors().len()];
+    for (i, layer) in model.layers().enumerate() {
+        for input in layer.op.inputs() {
+            last_readers[usize::from(input)] = i;
+        }
+    }
+    last_readers
+}
+
+/// Bytes of the arena that are in use during each layer, each counted once.
+fn in_use(model: &Model) -> Vec<u64> {
+    let last_readers = last_readers(model);
+    let tensors = |i: usize| {
+        let tensors = model.tensors()[..=i + 1].iter().enumerate();
+        tensors
+            .filter(|&(t, _)| t == i + 1 || last_readers[t] >= i)
+            .map(|(_, tensor)| (u64::from(tensor.offset), tensor.bytes() as u64))
+            .collect::<Vec<_>>()
+    };
+    let bytes = |(i, layer): (usize, adcorda_formats::Layer)| {
+        let mut ranges = tensors(i);
+        ranges.push((layer.scratch.offset.into(), layer.scratch.bytes.into()));
+        ranges.sort_unstable();
+        let (mut used, mut end) = (0, 0);
+        for (start, bytes) in ranges {
+            let next = end.max(start + bytes);
+            used += next - end.max(start);
+            end = next;
+        }
+        used
+    };
+    model.layers().enumerate().map(bytes).collect()
+}
+
 /// A row for each layer: what of the arena it writes (`#`), what it reads (`=`), what it must leave alone for later layers
 /// (`-`), the scratch range (`s`), and what is free (`.`).
 fn arena_map(model: &Model) -> String {
     let arena = model.arena_bytes().max(1);
     let tensors = model.tensors();
-    let mut last_reader = vec![0; tensors.len()];
-    for (i, layer) in model.layers().enumerate() {
-        for input in layer.op.inputs() {
-            last_reader[usize::from(input)] = i;
-        }
-    }
+    let last_readers = last_readers(model);
     let name_width = model.layers().map(|l| l.name.chars().count()).max().unwrap_or(0);
     let mut map = format!(
         "arena, {:.0} bytes a column: # written, = read, - kept, s scratch, . free\n",
@@ -228,7 +322,7 @@ fn arena_map(model: &Model) -> String {
         };
         paint(layer.scratch.offset as usize, layer.scratch.bytes as usize, 's');
         for (t, tensor) in tensors[..=i].iter().enumerate() {
-            if last_reader[t] > i {
+            if last_readers[t] > i {
                 paint(tensor.offset as usize, tensor.bytes(), '-');
             }
         }
@@ -250,7 +344,7 @@ fn shape(tensor: &Tensor) -> [usize; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::export::tests::every_op;
+    use crate::export::tests::{every_op, random_zoo};
     use crate::export::{ExportOptions, export};
     use crate::quantize::Width;
 
@@ -258,19 +352,22 @@ mod tests {
     fn figures_add_up() {
         let exported = export(&every_op(Width::W2, 0), &ExportOptions::default()).unwrap();
         let inspection = inspect(&exported.bytes).unwrap();
+        let layer = |name: &str| inspection.layers.iter().find(|l| l.name == name).unwrap();
         assert_eq!(inspection.flash_bytes, exported.bytes.len());
         assert_eq!(inspection.arena_bytes, exported.arena_bytes);
         assert_eq!(inspection.provenance.top1, Some(12.35));
         assert_eq!(inspection.input, [10, 8, 3]);
 
-        let stem = &inspection.layers[0];
-        assert_eq!((stem.name.as_str(), stem.op, stem.width), ("stem", "conv2d", Some("w2")));
+        let stem = layer("stem");
+        assert_eq!((stem.op, stem.width), ("conv2d", Some("w2")));
         assert_eq!((stem.shape, stem.weights, stem.macs), ([10, 8, 6], 6 * 27, 10 * 8 * 6 * 27));
         // Two blocks of four rows of 32 two-bit weights; four bytes of bias, four of multiplier.
         assert_eq!(stem.bytes, 2 * 32 + 6 * 8);
-        let fc = &inspection.layers[13];
+        let fc = layer("fc");
         assert_eq!((fc.op, fc.weights, fc.macs, fc.bytes), ("logits", 55, 55, 2 * 16 + 5 * 4));
-        assert_eq!(inspection.layers[3].width, None);
+        assert_eq!(layer("pool").width, None);
+        // Of three sums, the convolution of a shortcut takes the first.
+        assert_eq!(layer("shortcut").op, "conv2d + add");
 
         // What is left of the file is header, graph, padding: less than 64 bytes a layer here.
         let layers: usize = inspection.layers.iter().map(|l| l.bytes).sum();
@@ -282,12 +379,46 @@ mod tests {
     }
 
     #[test]
+    fn the_peak_is_where_most_is_in_use() {
+        let exported = export(&random_zoo("resnet8", Width::W4), &ExportOptions::default()).unwrap();
+        let inspection = inspect(&exported.bytes).unwrap();
+        // Two tensors of 32x32x16 and eight columns of 144 codes, padded.
+        assert_eq!((inspection.peak_bytes, inspection.arena_bytes), (34_048, 34_048));
+        assert_eq!(inspection.peak_layers, ["layer1.0.conv1", "layer1.0.conv2"]);
+        let stem = &inspection.layers[0];
+        assert_eq!(stem.in_use, 3_072 + 16_384 + u64::from(stem.scratch_bytes));
+        assert_eq!(stem.scratch_bytes, 8 * 32);
+        let pool = &inspection.layers[9];
+        assert_eq!((pool.name.as_str(), pool.in_use), ("avgpool", 4_096 + 64));
+    }
+
+    #[test]
+    fn paths_are_those_of_the_runtime() {
+        let exported = export(&random_zoo("dscnn", Width::W4), &ExportOptions::default()).unwrap();
+        let inspection = inspect(&exported.bytes).unwrap();
+        for layer in &inspection.layers {
+            let names: Vec<&str> = layer.paths.keys().copied().collect();
+            assert_eq!(names, ["dsp", "mve", "portable", "thumb1", "thumb2"]);
+            // Kernels for the DSP instructions take all that a real network has, given the scratch that the exporter gives.
+            let expected = match layer.op {
+                "conv2d" | "logits" => "blocked",
+                "depthwise_conv2d" => "depthwise",
+                _ => "plain",
+            };
+            assert_eq!(layer.paths["dsp"], expected, "{}", layer.name);
+        }
+    }
+
+    #[test]
     fn scripts_find_their_keys() {
         let exported = export(&every_op(Width::W8, 0), &ExportOptions::default()).unwrap();
         let json = serde_json::to_value(inspect(&exported.bytes).unwrap()).unwrap();
-        assert_eq!(json["layers"].as_array().unwrap().len(), 14);
+        let layers = json["layers"].as_array().unwrap();
+        assert_eq!(layers.len(), 11);
+        assert!(layers[0]["paths"]["portable"].is_string() && layers[0]["scratch_bytes"].is_u64());
         assert_eq!(json["flash_bytes"], exported.bytes.len());
         assert_eq!(json["arena_bytes"], exported.arena_bytes);
+        assert!(json["peak_layers"].as_array().is_some_and(|names| !names.is_empty()));
         assert!(json["macs"].as_u64().unwrap() > 0);
     }
 
@@ -297,11 +428,12 @@ mod tests {
         let inspection = inspect(&exported.bytes).unwrap();
         let text = inspection.to_string();
         for layer in &inspection.layers {
-            // In the table and in the map.
-            assert!(text.matches(&layer.name).count() >= 2, "{text}");
+            // In both tables and in the map.
+            assert!(text.matches(&layer.name).count() >= 3, "{text}");
         }
+        assert!(text.contains("conv2d + add") && text.contains("generic"), "{text}");
         let rows: Vec<&str> = inspection.arena_map.lines().skip(1).collect();
-        assert_eq!(rows.len(), 14);
+        assert_eq!(rows.len(), 11);
         for (row, layer) in rows.into_iter().zip(&inspection.layers) {
             let marks = row.rsplit(' ').next().unwrap();
             assert!(marks.contains('#') && marks.contains('s') == layer.width.is_some(), "{row}");

@@ -1,18 +1,21 @@
 //! From a trained, quantized network to a model file: the one place that knows both worlds.
 //!
-//! [`lower`] turns layers into integer operations, [`arena`] places their tensors in one buffer, [`source`] writes the Rust
-//! constants that firmware includes. The file's own crate checks the result, so nothing invalid is ever written.
+//! [`lower`] turns layers into integer operations, `schedule` puts them in order and sums into convolutions, `arena` places
+//! their tensors in one buffer, [`source`] writes the Rust constants that firmware includes. The file's own crate checks the
+//! result, so nothing invalid is ever written.
 
-pub mod arena;
+pub(crate) mod arena;
 pub mod lower;
+mod schedule;
 pub mod source;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::path::{Path, PathBuf};
 
-use adcorda_formats::{Graph, Model, ParseError};
+use adcorda_formats::{Graph, Layer, Model, ParseError, Tensor};
 
+use self::schedule::Step;
 use crate::checkpoint::Checkpoint;
 use crate::file::write_atomic;
 use crate::network::{Network, Shape};
@@ -70,24 +73,34 @@ impl Exported {
 /// [`ErrorKind::Model`] where the checkpoint is not quantized or the format cannot hold it, naming the layer;
 /// [`ErrorKind::Weights`] where weights or quantization do not fit the network or are not finite.
 pub fn export(checkpoint: &Checkpoint, options: &ExportOptions) -> Result<Exported> {
+    export_in_order(checkpoint, options, schedule::schedules)
+}
+
+/// [`export`] with the best of the schedules that `schedules` gives.
+fn export_in_order(
+    checkpoint: &Checkpoint,
+    options: &ExportOptions,
+    schedules: impl FnOnce(&[Tensor], &[Layer]) -> Vec<Vec<Step>>,
+) -> Result<Exported> {
     let network = &checkpoint.network;
-    let mut lowered = lower::lower(checkpoint)?;
-    let arena_bytes = arena::plan(&mut lowered.tensors, &mut lowered.layers)?;
+    let lowered = lower::lower(checkpoint)?;
+    let schedules = schedules(&lowered.tensors, &lowered.layers);
+    let plan = arena::plan(&lowered.tensors, &lowered.layers, &schedules)?;
     let name = options.name.as_deref().unwrap_or(&network.name);
     let graph = Graph {
         name,
         provenance: lowered.provenance,
-        arena_bytes,
+        arena_bytes: plan.arena_bytes,
         input_table: lowered.input_table,
-        tensors: lowered.tensors,
-        layers: lowered.layers,
+        tensors: plan.tensors,
+        layers: plan.layers,
         labels: lowered.labels.iter().map(String::as_str).collect(),
     };
     let bytes = graph
         .to_model_bytes(&lowered.section.into_bytes())
-        .map_err(|cause| refused(network, cause))?;
+        .map_err(|cause| refused(network, &graph.layers, cause))?;
     Ok(Exported {
-        arena_bytes: arena_bytes as usize,
+        arena_bytes: plan.arena_bytes as usize,
         input: network.input,
         classes: network.classes(),
         constant_channels: lowered.constant_channels,
@@ -96,10 +109,11 @@ pub fn export(checkpoint: &Checkpoint, options: &ExportOptions) -> Result<Export
 }
 
 /// What the format refuses, in the network's words.
-fn refused(network: &Network, cause: ParseError) -> Error {
-    let at = |layer: usize| match network.layers.get(layer) {
-        Some(found) => format!("layer {layer} \"{}\"", found.name),
-        None => format!("layer {layer}"),
+fn refused(network: &Network, layers: &[Layer], cause: ParseError) -> Error {
+    let at = |layer: usize| {
+        let name = layers.get(layer).map_or("", |layer| layer.name);
+        let number = network.layers.iter().position(|layer| layer.name == name).unwrap_or(layer);
+        format!("layer {number} \"{name}\"")
     };
     let what = if let ParseError::Layer { layer, cause } = cause {
         format!("{}: {cause}", at(layer.into()))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use adcorda_formats::{Layer as IntegerLayer, Model};
+use adcorda_formats::{Layer as IntegerLayer, Model, Op as IntegerOp};
 use adcorda_runtime::{Image, Observer, Session};
 use rand::Rng;
 
@@ -10,6 +10,7 @@ use super::*;
 use crate::checkpoint::Provenance;
 use crate::data::Dataset;
 use crate::data::batch::{Purpose, rng};
+use crate::inspect::inspect;
 use crate::network::{BatchNorm, Layer, Network, Normalization, Op, Shape, Window};
 use crate::quantize::activations::quantizer_of_range;
 use crate::quantize::weights::{choose_scales, quantize_rows};
@@ -201,7 +202,7 @@ fn quantized(network: Network, state: StateDict, width: Width) -> Checkpoint {
 }
 
 /// A network of the zoo with random weights; inner layers of `width`.
-fn random_zoo(name: &str, width: Width) -> Checkpoint {
+pub(crate) fn random_zoo(name: &str, width: Width) -> Checkpoint {
     let network = zoo(name, 10).unwrap();
     let state = StateDict::init(&network, 1).unwrap();
     let weighted: Vec<usize> = network.weighted_layers().collect();
@@ -219,15 +220,18 @@ fn random_zoo(name: &str, width: Width) -> Checkpoint {
             })
         })
         .collect();
-    let quantizer = ActivationQuantizer {
-        scale: 0.041,
-        zero_point: -90,
-    };
+    // Codes of a ReLU begin at zero; all others have it somewhere.
+    let mut activations = vec![ActivationQuantizer {
+        scale: 0.0213,
+        zero_point: -20,
+    }];
+    activations.extend(network.layers.iter().map(|layer| ActivationQuantizer {
+        scale: 0.0213,
+        zero_point: if layer.op.relu() { -128 } else { -20 },
+    }));
+    share_quantizers(&network, &mut activations);
     Checkpoint {
-        quantization: Some(Quantization {
-            weights,
-            activations: vec![quantizer; network.layers.len() + 1],
-        }),
+        quantization: Some(Quantization { weights, activations }),
         labels: Vec::new(),
         provenance: Provenance::default(),
         network,
@@ -410,6 +414,12 @@ fn run(file: &[u8], pixels: &[u8]) -> Vec<Vec<u8>> {
     keep.tensors
 }
 
+/// In the network's own order, and every sum a layer.
+fn layer_by_layer(checkpoint: &Checkpoint) -> Exported {
+    let options = ExportOptions::default();
+    export_in_order(checkpoint, &options, |_, layers| vec![schedule::unchanged(layers.len())]).unwrap()
+}
+
 /// Biases and BatchNorm's shifts rounded to whole steps of the accumulator, which is all that the integer network rounds of
 /// a layer's constants.
 fn round_biases(checkpoint: &Checkpoint, state: &mut StateDict) {
@@ -450,7 +460,7 @@ fn compare(checkpoint: &Checkpoint, seed: u64) -> f64 {
     let quantization = checkpoint.quantization.as_ref().unwrap();
     let mut state = dequantized(network, &checkpoint.state, quantization).unwrap();
     round_biases(checkpoint, &mut state);
-    let exported = export(checkpoint, &ExportOptions::default()).unwrap();
+    let exported = layer_by_layer(checkpoint);
     let model = Model::parse(&exported.bytes).unwrap();
     let (mut same, mut total) = (0, 0);
     for pixels in images(network, 3, seed).images.chunks_exact(network.input.elements()) {
@@ -515,6 +525,70 @@ fn networks_of_the_zoo_agree_with_real_arithmetic() {
     assert!(same > 0.999, "{same}");
 }
 
+/// Sums in convolutions and other orders of layers: every tensor that is left has the same codes. Gives the number of schedules
+/// and the most sums that one of them moves.
+fn compare_schedules(checkpoint: &Checkpoint, images: &Dataset) -> (usize, usize) {
+    let (plain, options) = (layer_by_layer(checkpoint), ExportOptions::default());
+    let network = &checkpoint.network;
+    let lowered = lower::lower(checkpoint).unwrap();
+    let mut schedules = schedule::schedules(&lowered.tensors, &lowered.layers);
+    let count = schedules.len();
+    assert_eq!(schedules.last(), Some(&schedule::unchanged(network.layers.len())));
+    schedules.pop();
+    let files: Vec<Exported> = schedules
+        .iter()
+        .map(|steps| export_in_order(checkpoint, &options, |_, _| vec![steps.clone()]).unwrap())
+        .chain([export(checkpoint, &options).unwrap()])
+        .collect();
+    let mut most = 0;
+    for pixels in images.images.chunks_exact(network.input.elements()) {
+        let expected = run(&plain.bytes, pixels);
+        let distinct: std::collections::BTreeSet<&u8> = expected[expected.len() - 2].iter().collect();
+        assert!(distinct.len() > 2, "{}: the logits come from next to nothing", network.name);
+        for file in &files {
+            let found = run(&file.bytes, pixels);
+            let model = Model::parse(&file.bytes).unwrap();
+            let mut sums = 0;
+            for (layer, codes) in model.layers().zip(&found[1..]) {
+                let mut value = 1 + network.layers.iter().position(|l| l.name == layer.name).unwrap();
+                if let IntegerOp::Conv2d { residual: Some(_), .. } = layer.op {
+                    // The one that reads the convolution.
+                    value = 1 + network.layers.iter().position(|l| l.inputs.contains(&value)).unwrap();
+                    sums += 1;
+                }
+                assert!(*codes == expected[value], "{}: {}", network.name, layer.name);
+            }
+            assert_eq!(found.last(), expected.last());
+            assert_eq!(model.layers().len() + sums, network.layers.len());
+            most = most.max(sums);
+        }
+        assert!(
+            files
+                .iter()
+                .all(|file| file.arena_bytes >= files[files.len() - 1].arena_bytes)
+        );
+    }
+    (count, most)
+}
+
+#[test]
+fn sums_in_convolutions_give_the_same_codes() {
+    for width in Width::ALL {
+        for seed in 0..4 {
+            let checkpoint = every_op(width, seed);
+            let (schedules, most) = compare_schedules(&checkpoint, &images(&checkpoint.network, 2, seed));
+            // Of three sums, one has a depthwise convolution and a shortcut, which takes it; one has no convolution that
+            // nothing else reads.
+            assert!(schedules > 2 && most >= 2, "{schedules} {most}");
+        }
+    }
+    for (name, sums) in [("resnet8", 3), ("resnet20", 9), ("tiny", 1), ("dscnn", 0)] {
+        let checkpoint = random_zoo(name, Width::W4);
+        let (_, most) = compare_schedules(&checkpoint, &images(&checkpoint.network, 1, 0));
+        assert_eq!(most, sums, "{name}");
+    }
+}
+
 #[test]
 fn channels_without_gamma_are_reported_and_constant() {
     let checkpoint = every_op(Width::W1, 0);
@@ -576,14 +650,18 @@ fn files_of_the_zoo_take_bits_times_weights() {
 
 #[test]
 fn arenas_of_the_zoo_are_as_small_as_can_be() {
-    for (name, bytes) in [("resnet8", 49_152), ("resnet20", 49_152), ("tiny", 6_144)] {
-        let checkpoint = random_zoo(name, Width::W2);
-        let exported = export(&checkpoint, &ExportOptions::default()).unwrap();
-        let model = Model::parse(&exported.bytes).unwrap();
-        let layers: Vec<_> = model.layers().collect();
-        let least = arena::lower_bound(model.tensors(), &layers);
-        println!("{name}: {} {}", exported.arena_bytes, least);
-        assert_eq!(least, bytes, "{name}");
+    // Two tensors of a block's size and the columns of one convolution, which are in use at once.
+    for (name, layers, bytes) in [
+        ("resnet8", 11, 32_768 + 8 * 160),
+        ("resnet20", 23, 32_768 + 8 * 160),
+        ("tiny", 6, 6_144 + 8 * 32),
+        // Two tensors and what a depthwise convolution works in.
+        ("dscnn", 11, 32_768 + 16 * (2 * 18 + 16 + 18) + 64),
+    ] {
+        let exported = export(&random_zoo(name, Width::W2), &ExportOptions::default()).unwrap();
+        let inspection = inspect(&exported.bytes).unwrap();
+        assert_eq!((exported.arena_bytes, inspection.layers.len()), (bytes, layers), "{name}");
+        assert_eq!(inspection.peak_bytes, bytes as u64, "{name}");
     }
 }
 
