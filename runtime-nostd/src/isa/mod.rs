@@ -15,6 +15,8 @@ mod dsp;
 mod mve;
 mod path;
 mod portable;
+#[cfg(any(adcorda_isa = "thumb1", adcorda_isa = "thumb2"))]
+mod thumb;
 #[cfg(adcorda_isa = "portable")]
 mod widened;
 
@@ -32,13 +34,10 @@ pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &
     return dsp::conv2d(layer, x, y, scratch);
     #[cfg(adcorda_isa = "mve")]
     return mve::conv2d(layer, x, y, scratch);
+    #[cfg(any(adcorda_isa = "thumb1", adcorda_isa = "thumb2"))]
+    return thumb::conv2d(layer, x, y, scratch);
     #[cfg(adcorda_isa = "portable")]
     return widened::conv2d(layer, x, y, scratch);
-    #[cfg(not(any(adcorda_isa = "dsp", adcorda_isa = "mve", adcorda_isa = "portable")))]
-    {
-        let _ = (layer, x, y, scratch);
-        false
-    }
 }
 
 /// A depthwise convolution. Returns whether it is done; if not, nothing is written.

@@ -114,7 +114,7 @@ pub(super) fn blocked(isa: Isa, layer: &Convolution<'_>, scratch_bytes: usize) -
         Isa::Dsp => dsp(layer, scratch_bytes),
         Isa::Mve => mve(layer, scratch_bytes),
         Isa::Portable => widened(layer, scratch_bytes),
-        Isa::Thumb1 | Isa::Thumb2 => false,
+        Isa::Thumb1 | Isa::Thumb2 => scratch_bytes >= thumb_scratch(layer) && is_plain(&layer.epilogue),
     };
     if fast { Path::Blocked } else { Path::Generic }
 }
@@ -152,6 +152,11 @@ pub(super) fn dsp_gathers(layer: &Convolution<'_>) -> bool {
 
 /// Widest kernel of which the DSP kernels read the inputs where they are.
 pub(super) const DSP_KERNEL_WIDTH: usize = 16;
+
+/// Scratch that the kernels without DSP instructions want: columns of four pixels in halves of words, or of two in words.
+pub(super) fn thumb_scratch(layer: &Convolution<'_>) -> usize {
+    8 * layer.weights.packing.padded_k()
+}
 
 /// Whether the MVE kernels take a layer.
 fn mve(layer: &Convolution<'_>, scratch_bytes: usize) -> bool {
