@@ -62,77 +62,37 @@ struct Sum {
 /// At least one step; as many times two words in each place.
 #[unsafe(naked)]
 unsafe extern "C" fn steps_of(a: *const u32, b: *const u32, y: *mut u32, steps: usize, sum: &Sum) {
-    // One word: inputs in $a and $b, the sums end up in $a; r11 and r12 are free.
+    // One word of each input in $a and $b; the sums end up in $a. r11 and r12 are free.
+    #[rustfmt::skip]
     macro_rules! word {
         ($a:literal, $b:literal) => {
             concat!(
-                "pkhbt r11, ",
-                $a,
-                ", ",
-                $b,
-                ", lsl #16
-                 pkhtb r12, ",
-                $b,
-                ", ",
-                $a,
-                ", asr #16
-                 sxtb16 ",
-                $a,
-                ", r11
-                 sxtb16 r11, r11, ror #8
-                 sxtb16 ",
-                $b,
-                ", r12
-                 sxtb16 r12, r12, ror #8
-                 smlad ",
-                $a,
-                ", ",
-                $a,
-                ", r4, r5
-                 smlad r11, r11, r4, r5
-                 smlad ",
-                $b,
-                ", ",
-                $b,
-                ", r4, r5
-                 smlad r12, r12, r4, r5
-                 asr ",
-                $a,
-                ", r6
-                 asr r11, r6
-                 asr ",
-                $b,
-                ", r6
-                 asr r12, r6
-                 ssat ",
-                $a,
-                ", #8, ",
-                $a,
-                "
-                 ssat r11, #8, r11
-                 ssat ",
-                $b,
-                ", #8, ",
-                $b,
-                "
-                 ssat r12, #8, r12
-                 bfi ",
-                $a,
-                ", r11, #8, #8
-                 bfi ",
-                $b,
-                ", r12, #8, #8
-                 pkhbt ",
-                $a,
-                ", ",
-                $a,
-                ", ",
-                $b,
-                ", lsl #16"
+                "pkhbt r11, ", $a, ", ", $b, ", lsl #16\n",
+                "pkhtb r12, ", $b, ", ", $a, ", asr #16\n",
+                "sxtb16 ", $a, ", r11\n",
+                "sxtb16 r11, r11, ror #8\n",
+                "sxtb16 ", $b, ", r12\n",
+                "sxtb16 r12, r12, ror #8\n",
+                "smlad ", $a, ", ", $a, ", r4, r5\n",
+                "smlad r11, r11, r4, r5\n",
+                "smlad ", $b, ", ", $b, ", r4, r5\n",
+                "smlad r12, r12, r4, r5\n",
+                "asr ", $a, ", r6\n",
+                "asr r11, r6\n",
+                "asr ", $b, ", r6\n",
+                "asr r12, r6\n",
+                "ssat ", $a, ", #8, ", $a, "\n",
+                "ssat r11, #8, r11\n",
+                "ssat ", $b, ", #8, ", $b, "\n",
+                "ssat r12, #8, r12\n",
+                "bfi ", $a, ", r11, #8, #8\n",
+                "bfi ", $b, ", r12, #8, #8\n",
+                "pkhbt ", $a, ", ", $a, ", ", $b, ", lsl #16\n",
             )
         };
     }
     naked_asm!(
+        env!("ADCORDA_DSP_CPU"),
         "push {{r4-r12, lr}}
          ldr r4, [sp, #40]
          ldm r4, {{r4-r6}}
