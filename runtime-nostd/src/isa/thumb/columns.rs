@@ -3,7 +3,7 @@
 //! With four pixels, the words for each four codes are `x[k+2] + x[k] * 2^16` of each pixel, then `x[k+3] + x[k+1] * 2^16` of each
 //! pixel, sums of signed numbers. With two, the words for each code are `x[k]` of each pixel. Codes after `k` are 0.
 
-use super::PIXELS;
+use super::{PIXELS, rows};
 use crate::isa::path;
 use crate::kernels::{Convolution, Span};
 
@@ -71,33 +71,29 @@ impl<'a, 'm> Columns<'a, 'm> {
     }
 
     /// The columns.
-    pub(super) fn words(&self) -> *const u32 {
-        self.words.as_ptr()
+    pub(super) fn words(&self) -> (*const u32, *const u32) {
+        let words = self.words.as_ptr_range();
+        (words.start, words.end)
     }
 
     fn fill_words(&mut self, pixel: usize) -> i32 {
-        let mut to = self.words.as_chunks_mut::<PIXELS>().0.as_chunks_mut::<2>().0.iter_mut();
         let zero_point = i32::from(self.layer.x_zero_point);
-        let mut sum = 0;
+        let (mut to, mut sum) = (pixel, 0);
         parts(self.layer, self.next, |part| match part {
             Part::Codes(first, count) => {
                 let words = self.x_words.get(first / 4..(first + count) / 4).unwrap_or_default();
                 for words in words.chunks(PIECE / 4) {
-                    let mut lanes = 0;
-                    for (&word, to) in words.iter().zip(&mut to) {
-                        let (even, odd) = halves(word);
-                        lanes += even + odd;
-                        to[0][pixel % PIXELS] = signed(even);
-                        to[1][pixel % PIXELS] = signed(odd);
-                    }
-                    sum += ((lanes & 0xFFFF) + (lanes >> 16)) as i32 - 128 * 4 * words.len() as i32;
+                    // SAFETY: `words` are not none; the columns have 8 words for each four codes of the window, from the pixel's on.
+                    let halves = unsafe { rows::widen(words.as_ptr(), self.words.as_mut_ptr().add(to), words.len()) };
+                    sum += ((halves & 0xFFFF) + (halves >> 16)) as i32 - 128 * 4 * words.len() as i32;
+                    to += 8 * words.len();
                 }
             }
             Part::Padding(count) => {
                 let pair = zero_point.wrapping_mul(0x1_0001) as u32;
-                for to in to.by_ref().take(count / 4) {
-                    to[0][pixel % PIXELS] = pair;
-                    to[1][pixel % PIXELS] = pair;
+                for _ in 0..count / 2 {
+                    self.words[to] = pair;
+                    to += PIXELS;
                 }
                 sum += zero_point * count as i32;
             }

@@ -23,51 +23,59 @@ mod rows;
 #[path = "v7m.rs"]
 mod rows;
 
+use core::ptr;
+
 use adcorda_formats::Width;
 
 use self::columns::Columns;
 use super::path::{self, Isa, Path};
 use crate::kernels::{Convolution, Epilogue};
-use crate::requantize::AddRequantizer;
 
 /// Pixels of a group, at most.
 const PIXELS: usize = 4;
 
-/// Adds dot products to `sums`: of four columns with one row of weights, or of two columns with two rows (W8), the first row's before
-/// the second's.
+/// A group of pixels, and what the assembly needs to compute all rows of them; it knows each place. All pointers are aligned to words.
+#[repr(C)]
+struct Group {
+    /// The next row's.
+    bias: *const i32,
+    /// The next row's; never used for logits.
+    multiplier: *const i32,
+    /// First pixel of the next row, and after the last row. (8)
+    y: *mut u8,
+    y_end: *mut u8,
+    /// From pixel to pixel in `y`, in bytes. (16)
+    stride: usize,
+    zero_point: i32,
+    columns: *const u32,
+    columns_end: *const u32,
+    /// (32)
+    weights: *const u8,
+    finish: Finish,
+    block_bytes: usize,
+    /// Of codes and residuals. The constant has all zero points and the rounding. (44)
+    mul_v: i32,
+    mul_r: i32,
+    constant: i32,
+    shift: u32,
+    /// What the sums of even and odd rows begin at: the sum of the pixel's inputs, times minus what the stored numbers are more than
+    /// the weights. (60)
+    corrections: [[i32; PIXELS]; 2],
+    /// Number of the last pixel. (92)
+    last: usize,
+}
+
+/// Computes a group: four columns with one row after the other, or two columns with two rows at a time (W8).
+///
+/// Other than those of W8, weights count as they are stored, as numbers from 0 on; and a bit of W1 counts as 2.
 ///
 /// # Safety
-/// `columns` has 8 bytes a code, `weights` a block of rows, both for 16 codes a step; `steps` is not 0. All is aligned to words.
-type Dot = unsafe extern "C" fn(columns: *const u32, weights: *const u8, sums: &mut [i32; PIXELS], steps: usize);
+/// `columns` to `columns_end` are 8 bytes for each of the padded `k`; `weights` are as many blocks as hold the rows; there are a bias and a
+/// multiplier a row, and room for the rows of each pixel in `y`.
+type Tile = unsafe extern "C" fn(group: &mut Group);
 
-/// How a width is computed.
-struct Kernel {
-    /// For the rows of a block.
-    dots: &'static [Dot],
-    /// Pixels that each takes; it takes `PIXELS / pixels` rows.
-    pixels: usize,
-    /// How much more the weights are than multiplied, in each row of a block.
-    offsets: &'static [i32],
-    /// How often the dot product of weights counts.
-    factor: i32,
-}
-
-impl Kernel {
-    const fn new(width: Width) -> Self {
-        let (dots, offsets, factor): (&[Dot], &[i32], i32) = match width {
-            Width::W4 if cfg!(feature = "w4") => (&[rows::w4_0, rows::w4_1], &[8, 8], 1),
-            Width::W2 if cfg!(feature = "w2") => (&[rows::w2_0, rows::w2_1, rows::w2_2, rows::w2_3], &[1, 2, 1, 2], 1),
-            Width::W1 if cfg!(feature = "w1") => (&[rows::w1_0, rows::w1_1, rows::w1_2, rows::w1_3], &[1, 1, 1, 1], 2),
-            Width::W8 | Width::W4 | Width::W2 | Width::W1 => (&[rows::w8], &[0], 1),
-        };
-        Kernel {
-            dots,
-            pixels: if dots.len() == 1 { 2 } else { PIXELS },
-            offsets,
-            factor,
-        }
-    }
-}
+/// The end of a row, called from a [`Tile`] in registers of its own choice: from sums to the output.
+type Finish = unsafe extern "C" fn(group: &mut Group);
 
 /// A convolution or a fully connected layer. Returns whether it is done; if not, nothing is written.
 ///
@@ -77,106 +85,94 @@ pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &
     if path::blocked(Isa::CURRENT, layer, scratch.len()) != Path::Blocked {
         return false;
     }
-    let weights = &layer.weights;
-    let packing = &weights.packing;
-    let kernel = Kernel::new(packing.width);
-    let element = match layer.epilogue {
-        Epilogue::Codes { .. } => 1,
-        Epilogue::Logits => 4,
+    let packing = &layer.weights.packing;
+    let (rows, pixels) = (packing.rows, layer.y.height * layer.y.width);
+    let (tile, offsets): (Tile, [i32; 2]) = match packing.width {
+        Width::W4 if cfg!(feature = "w4") => (rows::w4, [8, 8]),
+        Width::W2 if cfg!(feature = "w2") => (rows::w2, [1, 2]),
+        Width::W1 if cfg!(feature = "w1") => (rows::w1, [1, 1]),
+        Width::W8 | Width::W4 | Width::W2 | Width::W1 => (rows::w8, [0, 0]),
     };
-    let pixels = layer.y.height * layer.y.width;
-    if weights.packed.len() < packing.bytes()
-        || !weights.packed.as_ptr().addr().is_multiple_of(4)
-        || weights.bias.len() < packing.rows
-        || y.len() < pixels * packing.rows * element
+    let size = match packing.width {
+        Width::W8 => 2,
+        Width::W4 | Width::W2 | Width::W1 => PIXELS,
+    };
+    let finish = |four: Finish, two: Finish| if size == 2 { two } else { four };
+    let mut group = Group {
+        bias: ptr::null(),
+        multiplier: ptr::null(),
+        y: ptr::null_mut(),
+        y_end: ptr::null_mut(),
+        stride: rows,
+        zero_point: 0,
+        columns: ptr::null(),
+        columns_end: ptr::null(),
+        weights: layer.weights.packed.as_ptr(),
+        finish: finish(rows::codes4, rows::codes2),
+        block_bytes: packing.block_bytes(),
+        mul_v: 0,
+        mul_r: 0,
+        constant: 0,
+        shift: 0,
+        corrections: [[0; PIXELS]; 2],
+        last: size - 1,
+    };
+    let mut multiplier = &layer.weights.bias;
+    match &layer.epilogue {
+        Epilogue::Codes { rules, residual } => {
+            multiplier = &rules.multiplier;
+            group.zero_point = rules.zero_point.into();
+            if let Some(add) = residual {
+                group.finish = finish(rows::sums4, rows::sums2);
+                (group.mul_v, group.mul_r) = (add.mul_a.into(), add.mul_b.into());
+                group.constant = (i32::from(add.zero_point) << add.shift) + (1 << (add.shift - 1))
+                    - i32::from(add.zero_point_a) * group.mul_v
+                    - i32::from(add.zero_point_b) * group.mul_r;
+                group.shift = add.shift.into();
+            }
+        }
+        Epilogue::Logits => {
+            group.finish = finish(rows::logits4, rows::logits2);
+            group.stride = 4 * rows;
+        }
+    }
+    let (bias, multiplier) = (layer.weights.bias.words(), multiplier.words());
+    let pixel_bytes = group.stride;
+    if layer.weights.packed.len() < packing.bytes()
+        || bias.len() < rows
+        || multiplier.len() < rows
+        || y.len() < pixels * pixel_bytes
+        || !(is_aligned(group.weights) && is_aligned(y.as_ptr()))
+        || !(is_aligned(bias.as_ptr().cast()) && is_aligned(multiplier.as_ptr().cast()))
     {
         return false;
     }
-    let Some(mut columns) = Columns::new(layer, kernel.pixels, x, scratch) else {
+    let Some(mut columns) = Columns::new(layer, size, x, scratch) else {
         return false;
     };
 
-    let rows_at_once = PIXELS / kernel.pixels;
-    let finish = Finish::new(&layer.epilogue);
-    for first in (0..pixels).step_by(kernel.pixels) {
-        let count = kernel.pixels.min(pixels - first);
-        let inputs = columns.fill(count);
-        let mut row = 0;
-        while row < packing.rows {
-            let (block, in_block) = (row / packing.block_rows(), row % packing.block_rows() / rows_at_once);
-            let mut sums = [0; PIXELS];
-            // SAFETY: the columns have 8 bytes for each of `padded_k` codes, which are whole steps, and not none; the block lies in
-            // `packed`, of which the length has been checked. Both are aligned, as blocks are whole words.
-            unsafe {
-                let block = weights.packed.as_ptr().add(block * packing.block_bytes());
-                (kernel.dots[in_block])(columns.words(), block, &mut sums, packing.padded_k() / 16);
-            }
-            let offset = kernel.offsets[in_block];
-            for (row, sums) in (row..packing.rows).zip(sums.chunks_exact(kernel.pixels)) {
-                let bias = weights.bias.get(row);
-                let rule = finish.multiplier(row);
-                for (pixel, (&sum, &inputs)) in (first..).zip(sums.iter().zip(&inputs)).take(count) {
-                    let acc = sum
-                        .wrapping_mul(kernel.factor)
-                        .wrapping_sub(inputs.wrapping_mul(offset))
-                        .wrapping_add(bias);
-                    finish.write(y, pixel * packing.rows + row, acc, rule);
-                }
-            }
-            row += rows_at_once;
+    let mut first = 0;
+    while first < pixels {
+        // What remains is computed pixel by pixel.
+        let count = if pixels - first >= size { size } else { 1 };
+        if count < size {
+            (group.stride, group.last) = (0, 0);
         }
+        let inputs = columns.fill(count);
+        group.corrections = offsets.map(|offset| inputs.map(|input| input.wrapping_mul(-offset)));
+        (group.columns, group.columns_end) = columns.words();
+        (group.bias, group.multiplier) = (bias.as_ptr().cast(), multiplier.as_ptr().cast());
+        group.y = y[first * pixel_bytes..].as_mut_ptr();
+        group.y_end = group.y.wrapping_add(pixel_bytes);
+        // SAFETY: weights, biases, multipliers and output have been checked to be aligned and as long as the layer says. Columns
+        // are. The pixels that are computed, `count` ones or one several times over, lie in `y`.
+        unsafe { tile(&mut group) };
+        first += count;
     }
     true
 }
 
-/// From accumulators to the output.
-enum Finish<'a> {
-    Codes {
-        multiplier: adcorda_formats::I32Array<'a>,
-        zero_point: i32,
-        residual: Option<AddRequantizer>,
-    },
-    Logits,
-}
-
-impl<'a> Finish<'a> {
-    fn new(epilogue: &'a Epilogue<'_>) -> Self {
-        match epilogue {
-            Epilogue::Codes { rules, residual } => Finish::Codes {
-                multiplier: rules.multiplier,
-                zero_point: rules.zero_point.into(),
-                residual: *residual,
-            },
-            Epilogue::Logits => Finish::Logits,
-        }
-    }
-
-    fn multiplier(&self, row: usize) -> i32 {
-        match self {
-            Finish::Codes { multiplier, .. } => multiplier.get(row),
-            Finish::Logits => 0,
-        }
-    }
-
-    /// Element `index` of the output.
-    #[inline(always)]
-    fn write(&self, y: &mut [u8], index: usize, acc: i32, multiplier: i32) {
-        match self {
-            Finish::Codes {
-                zero_point, residual, ..
-            } => {
-                let Some(code) = y.get_mut(index) else { return };
-                let v = (rows::upper_half(acc, multiplier) + zero_point).clamp(-128, 127) as i8;
-                *code = match residual {
-                    Some(add) => add.apply(v, *code as i8),
-                    None => v,
-                } as u8;
-            }
-            Finish::Logits => {
-                if let Some(logit) = y.as_chunks_mut().0.get_mut(index) {
-                    *logit = acc.to_le_bytes();
-                }
-            }
-        }
-    }
+/// Whether `bytes` begins at a word.
+fn is_aligned(bytes: *const u8) -> bool {
+    bytes.addr().is_multiple_of(4)
 }

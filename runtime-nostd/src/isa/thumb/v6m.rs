@@ -6,28 +6,17 @@
 //! # Accumulators do not overflow
 //! Of `n` codes, the lower half has `n / 2` products, the upper one `n`. Weights are multiplied as they are stored:
 //! - W4, 0 to 15, 16 codes: `16 * 128 * 15 < 2^15`.
-//! - W2, even rows 0 to 2, 112 codes: `112 * 128 * 2 < 2^15`.
+//! - W2, even rows, and W1, 0 to 2, 112 codes: `112 * 128 * 2 < 2^15`.
 //! - W2, odd rows 1 to 3, 80 codes: `80 * 128 * 3 < 2^15`.
-//! - W1, 0 to 1, 240 codes: `240 * 128 < 2^15`.
 //!
 //! None gets as far as -2^15 itself, which a borrow would carry beyond the end.
 
 use core::arch::naked_asm;
 
-use super::PIXELS;
+use super::Group;
 
-/// `(a * b + 2^31) >> 32`, from products of halves: a 64-bit one is a call.
-#[inline(always)]
-pub(super) fn upper_half(a: i32, b: i32) -> i32 {
-    let (a_high, a_low) = (a >> 16, a & 0xFFFF);
-    let (b_high, b_low) = (b >> 16, b & 0xFFFF);
-    // A signed times an unsigned half and 2^16 more fit: 2^15 * (2^16 - 1) + 2^16 - 1 < 2^31.
-    let low = (a_low as u32).wrapping_mul(b_low as u32);
-    let middle = a_high.wrapping_mul(b_low).wrapping_add((low >> 16) as i32);
-    let rest = a_low.wrapping_mul(b_high).wrapping_add(middle & 0xFFFF);
-    let high = a_high.wrapping_mul(b_high).wrapping_add(middle >> 16);
-    high.wrapping_add(((rest >> 15) + 1) >> 1)
-}
+// They take as many pixels as there are.
+pub(super) use self::{codes as codes2, codes as codes4, logits as logits2, logits as logits4, sums as sums2, sums as sums4};
 
 /// Two codes of one row, lowest in the halves of r5, with four columns. `$first` takes the products: it adds or sets.
 macro_rules! pair {
@@ -55,34 +44,88 @@ macro_rules! pair {
     };
 }
 
-/// Frame: 0 sums, 4 end of the columns. The mask goes to r12.
+/// Frame: 0 sums, 16 [`Group`], 20 end of the columns, 24 what turns W2's odd rows to numbers from 0 on. Weights are in r7.
 macro_rules! enter {
-    ($mask:literal) => {
+    () => {
+        "push {{r4-r7, lr}}
+         mov r4, r8
+         mov r5, r9
+         mov r6, r10
+         mov r7, r11
+         push {{r4-r7}}
+         sub sp, #28
+         str r0, [sp, #16]
+         ldr r1, [r0, #28]
+         str r1, [sp, #20]
+         ldr r1, =0x02020202
+         str r1, [sp, #24]
+         ldr r7, [r0, #32]
+         b 1f
+         .ltorg
+         1:\n"
+    };
+}
+
+/// Goes on with the next block.
+macro_rules! leave {
+    () => {
+        "b 1b
+         9:
+         add sp, #28
+         pop {{r4-r7}}
+         mov r8, r4
+         mov r9, r5
+         mov r10, r6
+         mov r11, r7
+         pop {{r4-r7, pc}}"
+    };
+}
+
+/// A row: the group is in r0, its corrections at an offset. The mask has twice the same half.
+macro_rules! begin {
+    ($corrections:literal, $mask:literal) => {
         concat!(
-            "push {{r4-r7, lr}}
-             mov r4, r8
-             mov r5, r9
-             mov r6, r10
-             mov r7, r11
-             push {{r4-r7}}
-             lsls r3, r3, #7
-             adds r3, r3, r0
-             push {{r2, r3}}
-             mov lr, r3
-             mov r6, r0
-             mov r7, r1
-             ldr r0, =",
+            "ldr r6, [r0, #24]
+             adds r0, #",
+            $corrections,
+            "
+             ldm r0!, {{r1-r4}}
+             mov r5, sp
+             stm r5!, {{r1-r4}}
+             movs r0, #",
             $mask,
             "
+             lsls r1, r0, #16
+             adds r0, r0, r1
              mov r12, r0\n"
         )
+    };
+}
+
+/// Finishes a row; after the last one, goes to 9.
+macro_rules! finish {
+    () => {
+        "ldr r0, [sp, #16]
+         ldr r1, [r0, #36]
+         blx r1
+         bne 5f
+         b 9f
+         5:\n"
+    };
+}
+
+/// The same block once more.
+macro_rules! same_block {
+    () => {
+        "ldr r1, [r0, #40]
+         subs r7, r7, r1\n"
     };
 }
 
 /// Adds the upper halves to the sums.
 macro_rules! flush {
     () => {
-        "ldr r4, [sp]
+        "mov r4, sp
          ldm r4!, {{r0-r3}}
          mov r5, r8
          asrs r5, r5, #16
@@ -101,148 +144,157 @@ macro_rules! flush {
     };
 }
 
-macro_rules! leave {
-    () => {
-        "add sp, sp, #8
-         pop {{r4-r7}}
-         mov r8, r4
-         mov r9, r5
-         mov r10, r6
-         mov r11, r7
-         pop {{r4-r7, pc}}
-         .ltorg"
-    };
-}
-
-macro_rules! w4 {
-    ($name:ident, $to_row:literal) => {
-        #[unsafe(naked)]
-        pub(super) unsafe extern "C" fn $name(columns: *const u32, weights: *const u8, sums: &mut [i32; PIXELS], steps: usize) {
-            naked_asm!(
-                enter!("0x000f000f"),
-                "1: ldm r7!, {{r5}}",
-                $to_row,
-                pair!("mov"),
-                "lsrs r5, r5, #4",
-                pair!(),
-                ".rept 3
-                 ldm r7!, {{r5}}",
-                $to_row,
-                pair!(),
-                "lsrs r5, r5, #4",
-                pair!(),
-                ".endr",
-                flush!(),
-                "cmp r6, lr
-                 beq 2f
-                 b 1b
-                 2:",
-                leave!(),
-            )
-        }
-    };
-}
-
-w4!(w4_0, "");
-w4!(w4_1, "lsrs r5, r5, #8");
-
-/// Pieces of `$codes`; in the inner loop lr is the end of one.
-macro_rules! pieces {
-    ($name:ident, $mask:literal, $codes:literal, $words:literal, $($step:expr),+) => {
-        #[unsafe(naked)]
-        pub(super) unsafe extern "C" fn $name(columns: *const u32, weights: *const u8, sums: &mut [i32; PIXELS], steps: usize) {
-            naked_asm!(
-                enter!($mask),
-                concat!("1: movs r0, #", $codes, " / 16"),
-                "lsls r0, r0, #7
-                 adds r0, r0, r6
-                 ldr r1, [sp, #4]
-                 cmp r0, r1
-                 bls 2f
-                 mov r0, r1
-                 2: mov lr, r0
-                 movs r0, #0
-                 mov r8, r0
-                 mov r9, r0
-                 mov r10, r0
-                 mov r11, r0",
-                concat!("3: .rept ", $words),
-                "ldm r7!, {{r5}}",
-                $($step,)+
-                ".endr
-                 cmp r6, lr
-                 beq 4f
-                 b 3b
-                 4:",
-                flush!(),
-                "ldr r0, [sp, #4]
-                 cmp r6, r0
-                 beq 5f
-                 b 1b
-                 5:",
-                leave!(),
-            )
-        }
-    };
-}
-
-macro_rules! w2 {
-    ($name:ident, $codes:literal, $to_row:literal) => {
-        pieces!(
-            $name,
-            "0x00030003",
-            $codes,
-            "4",
+macro_rules! w4_row {
+    ($to_row:literal) => {
+        concat!(
+            begin!("60", "0xf"),
+            "ldr r0, [sp, #20]
+             mov lr, r0
+             2: ldm r7!, {{r5}}\n",
+            $to_row,
+            pair!("mov"),
+            "lsrs r5, r5, #4\n",
+            pair!(),
+            ".rept 3
+             ldm r7!, {{r5}}\n",
             $to_row,
             pair!(),
-            "lsrs r5, r5, #8",
-            pair!()
-        );
+            "lsrs r5, r5, #4\n",
+            pair!(),
+            ".endr\n",
+            flush!(),
+            "cmp r6, lr
+             beq 3f
+             b 2b
+             3:\n",
+            finish!(),
+        )
     };
 }
 
-w2!(w2_0, "112", "");
-w2!(
-    w2_1,
-    "80",
-    "movs r4, #14
-     rors r5, r4
-     ldr r4, =0x02020202
-     eors r5, r4"
-);
-w2!(w2_2, "112", "lsrs r5, r5, #4");
-w2!(
-    w2_3,
-    "80",
-    "movs r4, #18
-     rors r5, r4
-     ldr r4, =0x02020202
-     eors r5, r4"
-);
+/// See [`Tile`](super::Tile).
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn w4(group: &mut Group) {
+    naked_asm!(enter!(), w4_row!(""), same_block!(), w4_row!("lsrs r5, r5, #8\n"), leave!())
+}
 
-macro_rules! w1 {
-    ($name:ident, $to_row:literal) => {
-        pieces!(
-            $name,
-            "0x00010001",
-            "240",
+/// A row in pieces of so many steps of 16 codes; in the inner loop lr is the end of one.
+macro_rules! row {
+    ($corrections:literal, $mask:literal, $steps:literal, $words:literal, $($step:expr),+) => {
+        concat!(
+            begin!($corrections, $mask),
+            "2: movs r0, #", $steps, "
+             lsls r0, r0, #7
+             adds r0, r0, r6
+             ldr r1, [sp, #20]
+             cmp r0, r1
+             bls 3f
+             mov r0, r1
+             3: mov lr, r0
+             movs r0, #0
+             mov r8, r0
+             mov r9, r0
+             mov r10, r0
+             mov r11, r0
+             4: .rept ", $words, "
+             ldm r7!, {{r5}}\n",
+            $($step,)+
+            ".endr
+             cmp r6, lr
+             beq 3f
+             b 4b
+             3:\n",
+            flush!(),
+            "ldr r0, [sp, #20]
+             cmp r6, r0
+             beq 3f
+             b 2b
+             3:\n",
+            finish!(),
+        )
+    };
+}
+
+macro_rules! w2_even {
+    ($to_row:literal) => {
+        row!("60", "3", "7", "4", $to_row, pair!(), "lsrs r5, r5, #8\n", pair!())
+    };
+}
+
+macro_rules! w2_odd {
+    ($rotate:literal) => {
+        row!(
+            "76",
+            "3",
+            "5",
+            "4",
+            concat!(
+                "movs r4, #",
+                $rotate,
+                "
+                 rors r5, r4
+                 ldr r4, [sp, #24]
+                 eors r5, r4\n"
+            ),
+            pair!(),
+            "lsrs r5, r5, #8\n",
+            pair!()
+        )
+    };
+}
+
+/// See [`Tile`](super::Tile).
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn w2(group: &mut Group) {
+    naked_asm!(
+        enter!(),
+        w2_even!(""),
+        same_block!(),
+        w2_odd!("14"),
+        same_block!(),
+        w2_even!("lsrs r5, r5, #4\n"),
+        same_block!(),
+        w2_odd!("18"),
+        leave!()
+    )
+}
+
+macro_rules! w1_row {
+    ($to_row:literal) => {
+        row!(
+            "60",
+            "2",
+            "7",
             "2",
             $to_row,
             pair!(),
-            "movs r4, #8\nrors r5, r4",
+            "movs r4, #8
+             rors r5, r4\n",
             pair!(),
-            "movs r4, #28\nrors r5, r4",
+            "movs r4, #28
+             rors r5, r4\n",
             pair!(),
-            "lsrs r5, r5, #8",
+            "lsrs r5, r5, #8\n",
             pair!()
-        );
+        )
     };
 }
 
-w1!(w1_0, "");
-w1!(w1_1, "movs r4, #14\nrors r5, r4");
-w1!(w1_2, "lsrs r5, r5, #1");
-w1!(w1_3, "movs r4, #15\nrors r5, r4");
+/// See [`Tile`](super::Tile).
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn w1(group: &mut Group) {
+    naked_asm!(
+        enter!(),
+        w1_row!("lsls r5, r5, #1\n"),
+        same_block!(),
+        w1_row!("movs r4, #13\nrors r5, r4\n"),
+        same_block!(),
+        w1_row!(""),
+        same_block!(),
+        w1_row!("movs r4, #14\nrors r5, r4\n"),
+        leave!()
+    )
+}
 
 /// Two codes of a row, the first lowest in r5, with those of two pixels.
 macro_rules! two_codes {
@@ -292,16 +344,20 @@ macro_rules! four_codes {
     };
 }
 
+/// See [`Tile`](super::Tile). Accumulators are r8 to r11, two rows of two pixels.
 #[unsafe(naked)]
-pub(super) unsafe extern "C" fn w8(columns: *const u32, weights: *const u8, sums: &mut [i32; PIXELS], steps: usize) {
+pub(super) unsafe extern "C" fn w8(group: &mut Group) {
     naked_asm!(
-        enter!("0"),
-        "ldm r2!, {{r0, r1, r4, r5}}
+        enter!(),
+        "ldr r6, [r0, #24]
+         ldr r0, [sp, #20]
+         mov lr, r0
+         movs r0, #0
          mov r8, r0
-         mov r9, r1
-         mov r10, r4
-         mov r11, r5
-         1: .rept 2
+         mov r9, r0
+         mov r10, r0
+         mov r11, r0
+         2: .rept 2
          ldr r5, [r7]",
         four_codes!("r8", "r9"),
         "subs r6, #32
@@ -310,13 +366,190 @@ pub(super) unsafe extern "C" fn w8(columns: *const u32, weights: *const u8, sums
         four_codes!("r10", "r11"),
         ".endr
          cmp r6, lr
-         bne 1b
-         ldr r4, [sp]
+         bne 2b
          mov r0, r8
          mov r1, r9
          mov r2, r10
          mov r3, r11
+         mov r4, sp
          stm r4!, {{r0-r3}}",
+        finish!(),
+        "ldr r1, [sp, #8]
+         ldr r2, [sp, #12]
+         str r1, [sp]
+         str r2, [sp, #4]",
+        finish!(),
         leave!(),
+    )
+}
+
+/// Loads what is needed for the next row: sums from the last pixel's on to r4, halves of the multiplier to r5 and r6, output of the last
+/// pixel to r7; weights to r8, minus the distance of pixels to r9, zero point to r10, bias to r11.
+macro_rules! next_row {
+    () => {
+        "mov r8, r7
+         ldr r1, [r0]
+         ldm r1!, {{r2}}
+         str r1, [r0]
+         mov r11, r2
+         ldr r1, [r0, #4]
+         ldm r1!, {{r5}}
+         str r1, [r0, #4]
+         asrs r6, r5, #16
+         uxth r5, r5
+         ldr r1, [r0, #16]
+         rsbs r2, r1, #0
+         mov r9, r2
+         ldr r2, [r0, #20]
+         mov r10, r2
+         ldr r2, [r0, #92]
+         muls r1, r2, r1
+         ldr r7, [r0, #8]
+         adds r7, r7, r1
+         lsls r2, r2, #2
+         mov r4, sp
+         adds r4, r4, r2
+         1:
+         ldr r0, [r4]
+         add r0, r11\n"
+    };
+}
+
+/// `(sum * multiplier + 2^31) >> 32` from products of halves, plus the zero point. A signed times an unsigned half and 2^16 more fit:
+/// `2^15 * (2^16 - 1) + 2^16 - 1 < 2^31`. The last shift puts the rounding into the carry flag.
+macro_rules! requantize {
+    () => {
+        "uxth r1, r0
+         asrs r0, r0, #16
+         mov r2, r1
+         muls r2, r5, r2
+         lsrs r2, r2, #16
+         mov r3, r0
+         muls r3, r5, r3
+         adds r3, r3, r2
+         muls r1, r6, r1
+         muls r0, r6, r0
+         asrs r2, r3, #16
+         adds r0, r0, r2
+         uxth r3, r3
+         adds r1, r1, r3
+         asrs r1, r1, #16
+         adcs r0, r1
+         add r0, r10\n"
+    };
+}
+
+/// From r0 to r1, within 8 bits.
+macro_rules! saturate {
+    () => {
+        "sxtb r1, r0
+         cmp r1, r0
+         beq 2f
+         asrs r0, r0, #31
+         movs r1, #127
+         eors r1, r0
+         2:\n"
+    };
+}
+
+/// Goes on with the pixel before; after the first, tells whether that was the last row, as the zero flag.
+macro_rules! end_row {
+    ($element:literal) => {
+        concat!(
+            "add r7, r9
+             subs r4, #4
+             cmp r4, sp
+             bhs 1b
+             ldr r0, [sp, #16]
+             ldr r1, [r0, #8]
+             adds r1, #",
+            $element,
+            "
+             str r1, [r0, #8]
+             ldr r2, [r0, #12]
+             mov r7, r8
+             cmp r1, r2
+             bx lr"
+        )
+    };
+}
+
+/// See [`Finish`](super::Finish).
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn codes(group: &mut Group) {
+    naked_asm!(next_row!(), requantize!(), saturate!(), "strb r1, [r7]", end_row!("1"))
+}
+
+/// See [`Finish`](super::Finish).
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn sums(group: &mut Group) {
+    naked_asm!(
+        next_row!(),
+        requantize!(),
+        saturate!(),
+        "movs r2, #0
+         ldrsb r2, [r7, r2]
+         ldr r3, [sp, #16]
+         adds r3, #44
+         ldm r3!, {{r0}}
+         muls r1, r0, r1
+         ldm r3!, {{r0}}
+         muls r2, r0, r2
+         adds r1, r1, r2
+         ldm r3!, {{r0, r2}}
+         adds r0, r0, r1
+         asrs r0, r2",
+        saturate!(),
+        "strb r1, [r7]",
+        end_row!("1")
+    )
+}
+
+/// See [`Finish`](super::Finish).
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn logits(group: &mut Group) {
+    naked_asm!(next_row!(), "str r0, [r7]", end_row!("4"))
+}
+
+/// Appends a pixel's codes to its column, one of four; gives their sum, plus 128 each, as the sum of two halves.
+///
+/// # Safety
+/// `words` words, not none, can be read, and as many times 8 words be written, of which one in four is.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn widen(from: *const u32, to: *mut u32, words: usize) -> u32 {
+    naked_asm!(
+        "push {{r4-r7, lr}}
+         mov r4, r8
+         push {{r4}}
+         lsls r2, r2, #2
+         adds r2, r0, r2
+         mov r12, r2
+         ldr r2, =-0x00800080
+         mov r8, r2
+         ldr r6, =0x00ff00ff
+         ldr r7, =0x80808080
+         movs r2, #16
+         movs r3, #0
+         1: ldm r0!, {{r4}}
+         eors r4, r7
+         rors r4, r2
+         mov r5, r4
+         ands r5, r6
+         adds r3, r3, r5
+         add r5, r8
+         str r5, [r1]
+         lsrs r4, r4, #8
+         ands r4, r6
+         adds r3, r3, r4
+         add r4, r8
+         str r4, [r1, #16]
+         adds r1, #32
+         cmp r0, r12
+         bne 1b
+         mov r0, r3
+         pop {{r4}}
+         mov r8, r4
+         pop {{r4-r7, pc}}
+         .ltorg",
     )
 }
