@@ -29,6 +29,8 @@ pub(super) struct Layout {
     pub(super) planes: usize,
     /// Weights of all channels.
     pub(super) weights: usize,
+    /// Taps of the kernel, of four bytes.
+    pub(super) taps: usize,
     /// Accumulators of a row of outputs.
     pub(super) sums: usize,
 }
@@ -57,13 +59,14 @@ impl Layout {
             plane,
             planes: CHANNELS * plane + DOT_WORDS - 1,
             weights: CHANNELS * weights,
+            taps: window.positions(),
             sums: CHANNELS * y_width,
         }
     }
 
     /// Bytes of scratch space that all of it takes.
     pub(super) fn bytes(&self) -> usize {
-        4 * (self.planes + self.weights + self.sums)
+        4 * (self.planes + self.weights + self.taps + self.sums)
     }
 }
 

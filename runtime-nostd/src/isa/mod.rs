@@ -23,7 +23,10 @@ mod widened;
 pub use path::{Isa, Path, path};
 pub(crate) use portable::{dot, sum, unpack, unpack_one};
 
+use core::ops::Range;
+
 use crate::kernels::Convolution;
+use crate::requantize::AddRequantizer;
 
 /// A convolution or a fully connected layer. Returns whether it is done; if not, nothing is written.
 ///
@@ -56,6 +59,21 @@ pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], 
     {
         let _ = (layer, x, y, scratch);
         false
+    }
+}
+
+/// A residual addition, of as many elements from the first on as the instruction set is good for; gives their number. `y` lies
+/// where an input does, or apart from it.
+///
+/// # Shapes
+/// `a`, `b`, `y`: ranges of one length
+pub(crate) fn add(arena: &mut [u8], a: &Range<usize>, b: &Range<usize>, y: &Range<usize>, rule: &AddRequantizer) -> usize {
+    #[cfg(adcorda_isa = "dsp")]
+    return dsp::add(arena, a, b, y, rule);
+    #[cfg(not(adcorda_isa = "dsp"))]
+    {
+        let _ = (arena, a, b, y, rule);
+        0
     }
 }
 

@@ -13,13 +13,13 @@
 //! `ends_*` of the conformance list run this at the ends of its ranges.
 
 use core::arch::{asm, naked_asm};
-use core::array;
+use core::{array, ptr};
 
-use adcorda_formats::Width;
+use adcorda_formats::{Width, Window};
 
 use crate::isa::depthwise::{CHANNELS, DOT_WORDS, Layout, Sweep};
 use crate::isa::path::{self, Isa, Path};
-use crate::kernels::{Convolution, Epilogue};
+use crate::kernels::{ChannelWeights, Convolution, Epilogue};
 
 /// A depthwise convolution. Returns whether it is done; if not, nothing is written.
 ///
@@ -35,7 +35,7 @@ pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], 
     let (([], x, []), ([], y, []), ([], scratch, _)) = (x, y, scratch) else {
         return false;
     };
-    let weights = &layer.weights;
+    let window = &layer.window;
     // In words, as all that follows.
     let pixel = layer.x.channels / CHANNELS;
     let (x_row, y_row) = (layer.x.width * pixel, layer.y.width * pixel);
@@ -48,210 +48,235 @@ pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], 
 
     let layout = Layout::new(layer);
     let (sums, scratch) = scratch.split_at_mut(layout.sums);
-    let (taps, planes) = scratch.split_at_mut(layout.weights);
-    let zero_point = layer.x_zero_point;
-    // Columns of the padding stay as they are now.
-    planes.fill(pair(zero_point.into(), zero_point.into()));
+    let (taps, scratch) = scratch.split_at_mut(layout.taps);
+    let (weights, planes) = scratch.split_at_mut(layout.weights);
+    let (zero_point, pad_left) = (layer.x_zero_point, usize::from(window.pad_left));
+    let inside = layer.x.width.min(layout.columns - pad_left);
+    // Columns of the padding stay as they are now, and so do weights that no tap has.
+    planes.fill(u32::from(i16::from(zero_point) as u16) * 0x1_0001);
+    weights.fill(0);
     for block in 0..pixel {
-        unpack(layer, &layout, block, taps);
         let channel = |i: usize| CHANNELS * block + i;
+        let kernel = Image {
+            first: expand(&layer.weights, block, taps).as_ptr(),
+            height: window.kernel_height.into(),
+            row_bytes: 4 * usize::from(window.kernel_width),
+        };
         let rows = Rows {
-            layer,
+            window,
             layout: &layout,
-            x: &x[block],
-            padding: u32::from_ne_bytes([zero_point as u8; 4]),
-            taps: taps.as_ptr(),
-            planes: planes.as_mut_ptr(),
-            sums: sums.as_mut_ptr(),
-            bias: array::from_fn(|i| weights.bias.get(channel(i))),
+            x: Image {
+                first: &x[block],
+                height: layer.x.height,
+                row_bytes: 4 * x_row,
+            },
+            columns: Columns {
+                minus_bytes: (4 * layout.pairs * inside).wrapping_neg(),
+                step: 4 * layout.pairs,
+                plane_bytes: 4 * layout.plane,
+                pixel_bytes: 4 * pixel,
+                outside: u32::from_ne_bytes([zero_point as u8; 4]),
+            },
+            end: planes.as_mut_ptr().wrapping_add((pad_left + inside) * layout.pairs),
+            planes: planes.as_ptr(),
+            weights: weights.as_mut_ptr(),
+            bias: array::from_fn(|i| layer.weights.bias.get(channel(i))),
             rule: Rule {
                 zero_point: rules.zero_point.into(),
                 multiplier: array::from_fn(|i| rules.multiplier.get(channel(i))),
                 step: 4 * pixel,
             },
+            sums: sums.as_mut_ptr().cast(),
+            height: layer.y.height,
+            width: layer.y.width,
         };
         // SAFETY: all slices are as long as the layout and the shapes say.
-        unsafe { rows.run(&mut y[block]) };
+        unsafe {
+            rows.unpack(&kernel);
+            rows.run(&mut y[block]);
+        }
     }
     true
 }
 
-/// Widens the weights of a block to pairs.
-#[inline(never)]
-fn unpack(layer: &Convolution<'_>, layout: &Layout, block: usize, pairs: &mut [u32]) {
-    let packing = &layer.weights.packing;
-    let packed = layer.weights.packed.get(block * packing.block_bytes()..).unwrap_or_default();
-    let [kernel_height, kernel_width] = [layer.window.kernel_height, layer.window.kernel_width].map(usize::from);
-    let tap = |row, column| match row < kernel_height {
-        true => tap(packed, packing.width, row * kernel_width + column),
-        false => [0; CHANNELS],
-    };
-    pairs.fill(0);
-    let mut put = |index: usize, step: usize, upper: [i32; CHANNELS], lower: [i32; CHANNELS]| {
-        let weights = upper.into_iter().zip(lower);
-        for (word, (upper, lower)) in pairs[index..].iter_mut().step_by(step).zip(weights) {
-            *word = pair(upper, lower);
-        }
-    };
-    for column in 0..kernel_width {
-        match layout.sweep {
-            Sweep::Stride1 | Sweep::Stride2 => {
-                let [a, b, c] = array::from_fn(|row| tap(row, column));
-                let none = [0; CHANNELS];
-                // From an even row on: two rows and one; from an odd one on: one and two.
-                for (i, (upper, lower)) in [(a, b), (c, none), (none, a), (b, c)].into_iter().enumerate() {
-                    put(SLOT * i + column, SLOT / CHANNELS, upper, lower);
-                }
+/// The weights of a block as bytes: those of four channels at one tap after the other. In W8 they are that already.
+fn expand<'a>(weights: &ChannelWeights<'a>, block: usize, taps: &'a mut [u32]) -> &'a [u32] {
+    let packing = &weights.packing;
+    let packed = weights.packed.get(block * packing.block_bytes()..).unwrap_or_default();
+    match packing.width {
+        Width::W8 => {
+            for (tap, bytes) in taps.iter_mut().zip(packed.as_chunks().0) {
+                *tap = u32::from_le_bytes(*bytes);
             }
-            Sweep::Dot => {
-                for i in 0..layout.pairs {
-                    let (upper, lower) = (tap(2 * i, column), tap(2 * i + 1, column));
-                    put(column * layout.pairs + i, layout.weights / CHANNELS, upper, lower);
+        }
+        Width::W4 => {
+            for (tap, bytes) in taps.iter_mut().zip(packed.as_chunks().0) {
+                let bits = u32::from(u16::from_le_bytes(*bytes));
+                let bits = (bits | bits << 8) & 0x00FF_00FF;
+                let bits = (bits | bits << 4) & 0x0F0F_0F0F;
+                *tap = bits | (bits & 0x0808_0808) * 0x1E;
+            }
+        }
+        Width::W2 => {
+            for (tap, &byte) in taps.iter_mut().zip(packed) {
+                let bits = u32::from(byte);
+                let bits = (bits | bits << 12) & 0x000F_000F;
+                let bits = (bits | bits << 6) & 0x0303_0303;
+                *tap = bits | (bits & 0x0202_0202) * 0x7E;
+            }
+        }
+        Width::W1 => {
+            for (taps, &byte) in taps.chunks_mut(2).zip(packed) {
+                for (tap, bits) in taps.iter_mut().zip([byte & 0xF, byte >> 4]) {
+                    let bits = u32::from(bits);
+                    let bits = (bits | bits << 14) & 0x0003_0003;
+                    let bits = (bits | bits << 7) & 0x0101_0101;
+                    *tap = bits | (bits ^ 0x0101_0101) * 0xFF;
                 }
             }
         }
     }
+    taps
+}
+
+/// Rows of pixels of four channels.
+struct Image {
+    first: *const u32,
+    height: usize,
+    row_bytes: usize,
+}
+
+impl Image {
+    /// The first pixel of a row; null where there is no such row.
+    fn row(&self, row: usize) -> *const u32 {
+        if row < self.height {
+            self.first.wrapping_byte_add(row * self.row_bytes)
+        } else {
+            ptr::null()
+        }
+    }
+}
+
+/// All rows of windows over one block of channels.
+struct Rows<'a> {
+    window: &'a Window,
+    layout: &'a Layout,
+    x: Image,
+    /// Those inside the input.
+    columns: Columns,
+    /// Behind the last of them in the first plane.
+    end: *mut u32,
+    planes: *const u32,
+    weights: *mut u32,
+    bias: [i32; CHANNELS],
+    rule: Rule,
+    sums: *mut i32,
+    /// Of the output.
+    height: usize,
+    width: usize,
 }
 
 /// Words of weights that the pairs of rows in one slot meet: three columns a channel.
 const SLOT: usize = 3 * CHANNELS;
 
-/// The weights of a block's channels at one tap.
-fn tap(packed: &[u8], width: Width, tap: usize) -> [i32; CHANNELS] {
-    let bits = width.bits();
-    let bit = tap * CHANNELS * bits as usize;
-    let mut word = [0; 4];
-    for (byte, &packed) in word.iter_mut().zip(packed.get(bit / 8..).unwrap_or_default()) {
-        *byte = packed;
-    }
-    let word = u32::from_le_bytes(word) >> (bit % 8);
-    array::from_fn(|i| {
-        let code = (word << (32 - bits * (i as u32 + 1))) as i32 >> (32 - bits);
-        match width {
-            Width::W1 => -2 * code - 1,
-            Width::W2 | Width::W4 | Width::W8 => code,
-        }
-    })
-}
-
-fn pair(upper: i32, lower: i32) -> u32 {
-    (upper as u32 & 0xFFFF) | (lower as u32) << 16
-}
-
-/// All rows of windows over one block of channels.
-struct Rows<'a> {
-    layer: &'a Convolution<'a>,
-    layout: &'a Layout,
-    /// First pixel.
-    x: *const u32,
-    /// A pixel of the padding.
-    padding: u32,
-    taps: *const u32,
-    planes: *mut u32,
-    sums: *mut u32,
-    bias: [i32; CHANNELS],
-    rule: Rule,
-}
-
 impl Rows<'_> {
+    /// Widens weights to pairs.
+    ///
+    /// # Safety
+    /// As of [`run`](Rows::run); the kernel has the window's size.
+    #[inline(never)]
+    unsafe fn unpack(&self, kernel: &Image) {
+        let (layout, width) = (self.layout, usize::from(self.window.kernel_width));
+        let columns = |step: usize, plane: usize| Columns {
+            minus_bytes: (4 * step * width).wrapping_neg(),
+            step: 4 * step,
+            plane_bytes: 4 * plane,
+            pixel_bytes: 4,
+            outside: 0,
+        };
+        match layout.sweep {
+            // From an even row on, two rows and one; from an odd one on, one and two.
+            Sweep::Stride1 | Sweep::Stride2 => {
+                let columns = columns(1, SLOT / CHANNELS);
+                for (slot, row) in [0, 2, usize::MAX, 1].into_iter().enumerate() {
+                    let end = self.weights.wrapping_add(SLOT * slot + width);
+                    // SAFETY: there are four such slots.
+                    unsafe { widen(kernel.row(row), kernel.row(row.wrapping_add(1)), end, &columns) };
+                }
+            }
+            Sweep::Dot => {
+                let columns = columns(layout.pairs, layout.weights / CHANNELS);
+                for pair in 0..layout.pairs {
+                    let end = self.weights.wrapping_add(width * layout.pairs + pair);
+                    // SAFETY: as many pairs of rows has each column of the weights.
+                    unsafe { widen(kernel.row(2 * pair), kernel.row(2 * pair + 1), end, &columns) };
+                }
+            }
+        }
+    }
+
     /// # Safety
     /// The pointers are to the block's first word in each tensor, and to as many words of scratch as the layout says.
     #[inline(never)]
     unsafe fn run(&self, mut y: *mut u32) {
-        let (layout, window) = (self.layout, &self.layer.window);
-        let stride = usize::from(window.stride_height);
-        let (height, width) = (self.layer.y.height, self.layer.y.width);
-        let mut held = [usize::MAX; 2];
-        for top in (0..height).map(|oy| oy * stride) {
-            // SAFETY: so much room as the layout says has each step; `finish` takes a row of windows, of which `y` has another.
+        let stride = usize::from(self.window.stride_height);
+        let windows = Windows {
+            bias: self.bias.as_ptr(),
+            sums: self.sums,
+            count: self.width,
+        };
+        let slide = match self.layout.sweep {
+            Sweep::Stride1 => Some(slide_1 as unsafe extern "C" fn(_, _, _, _)),
+            Sweep::Stride2 => Some(slide_2 as _),
+            Sweep::Dot => None,
+        };
+        // The pair of rows to be widened next.
+        let mut next = 0;
+        for top in (0..self.height).map(|oy| oy * stride) {
+            // SAFETY: so many columns has the input, and have the planes in each slot after those of the padding. There are
+            // weights of two slots, and columns and accumulators of a row of windows, of which `y` has another.
             unsafe {
-                match layout.sweep {
-                    Sweep::Dot => {
-                        for i in 0..layout.pairs {
-                            self.widen(top + 2 * i, i);
+                match slide {
+                    Some(slide) => {
+                        let first = top / 2;
+                        next = first.max(next);
+                        while next < first + 2 {
+                            self.widen(2 * next, next % 2);
+                            next += 1;
+                        }
+                        let (order, slot) = (2 * SLOT * (top % 2), first % 2);
+                        let weights = |pair: usize| self.weights.wrapping_add(order + SLOT * pair).cast_const();
+                        slide(self.planes, weights(slot), weights(1 - slot), &windows);
+                    }
+                    None => {
+                        for pair in 0..self.layout.pairs {
+                            self.widen(top + 2 * pair, pair);
                         }
                         self.dot();
                     }
-                    Sweep::Stride1 => {
-                        self.hold(&mut held, top / 2);
-                        self.slide(top, slide_1);
-                    }
-                    Sweep::Stride2 => {
-                        self.hold(&mut held, top / 2);
-                        self.slide(top, slide_2);
-                    }
                 }
-                finish(self.sums, y, width, &self.rule);
-                y = y.wrapping_byte_add(self.rule.step * width);
+                finish(self.sums, y, self.width, &self.rule);
             }
+            y = y.wrapping_byte_add(self.rule.step * self.width);
         }
     }
 
-    /// Sees to it that the slots hold the first pair and the one after it.
-    unsafe fn hold(&self, held: &mut [usize; 2], first: usize) {
-        for pair in [first, first + 1] {
-            let slot = pair % 2;
-            if held[slot] != pair {
-                held[slot] = pair;
-                // SAFETY: as of `run`.
-                unsafe { self.widen(2 * pair, slot) };
-            }
-        }
-    }
-
-    /// Fills a slot of all columns inside the input with a row, counted from the top of the padding, and the one below it.
+    /// Fills a slot with a row, counted from the top of the padding, and the one below it.
     unsafe fn widen(&self, row: usize, slot: usize) {
-        let (layout, window, x) = (self.layout, &self.layer.window, &self.layer.x);
-        let pad_left = usize::from(window.pad_left);
-        let columns = x.width.min(layout.columns - pad_left);
-        let source = |row: usize| {
-            let row = row.wrapping_sub(window.pad_top.into());
-            if row < x.height {
-                (self.x.wrapping_byte_add(row * x.width * self.rule.step), self.rule.step)
-            } else {
-                (&raw const self.padding, 0)
-            }
-        };
-        let ((upper, upper_step), (lower, lower_step)) = (source(row), source(row + 1));
-        let pair = Pair {
-            upper,
-            upper_step,
-            lower,
-            lower_step,
-            end: self.planes.wrapping_add((pad_left + columns) * layout.pairs + slot),
-            minus_bytes: (4 * layout.pairs * columns).wrapping_neg(),
-            step: 4 * layout.pairs,
-            plane_bytes: 4 * layout.plane,
-        };
-        // SAFETY: a row of the input has at least `columns` pixels, and the one pixel of padding is read over and over; the planes
-        // have so many columns after those of the padding.
-        unsafe { widen(&pair) };
-    }
-
-    /// The accumulators of a row of windows of three rows from `top` on.
-    unsafe fn slide(&self, top: usize, slide: unsafe extern "C" fn(&mut Windows)) {
-        let (order, slot) = (2 * SLOT * (top % 2), top / 2 % 2);
-        let mut windows = Windows {
-            slots: [slot, 1 - slot].map(|pair| self.taps.wrapping_add(order + SLOT * pair)),
-            planes: self.planes,
-            plane_bytes: 4 * self.layout.plane,
-            bias: self.bias.as_ptr(),
-            sums: self.sums,
-            count: self.layer.y.width,
-            end: self.sums.wrapping_add(CHANNELS),
-        };
-        // SAFETY: there are weights of two slots, columns and accumulators of a row of windows, and at least one of these.
-        unsafe { slide(&mut windows) };
+        let row = row.wrapping_sub(self.window.pad_top.into());
+        let (upper, lower) = (self.x.row(row), self.x.row(row.wrapping_add(1)));
+        // SAFETY: as the caller says.
+        unsafe { widen(upper, lower, self.end.wrapping_add(slot), &self.columns) };
     }
 
     /// The accumulators of a row of windows of any size.
     unsafe fn dot(&self) {
         let layout = self.layout;
         let taps = layout.weights / CHANNELS;
-        let step = usize::from(self.layer.window.stride_width) * layout.pairs;
+        let step = usize::from(self.window.stride_width) * layout.pairs;
         for (channel, &bias) in self.bias.iter().enumerate() {
-            let weights = self.taps.wrapping_add(channel * taps);
-            for window in 0..self.layer.y.width {
+            let weights = self.weights.wrapping_add(channel * taps);
+            for window in 0..self.width {
                 let x = self.planes.wrapping_add(channel * layout.plane + window * step);
                 let mut acc = bias;
                 for i in (0..taps).step_by(DOT_WORDS) {
@@ -262,7 +287,7 @@ impl Rows<'_> {
                     }
                 }
                 // SAFETY: one of a row of windows.
-                unsafe { *self.sums.add(CHANNELS * window + channel) = acc as u32 };
+                unsafe { *self.sums.add(CHANNELS * window + channel) = acc };
             }
         }
     }
@@ -279,44 +304,55 @@ fn smlad(x: u32, w: u32, mut acc: i32) -> i32 {
     acc
 }
 
-/// Two rows of pixels, to be widened into one slot of four planes.
+/// Where widened rows go: a word of each column, in four planes.
 #[repr(C)]
-struct Pair {
-    upper: *const u32,
-    upper_step: usize,
-    lower: *const u32,
-    lower_step: usize,
-    /// Behind the last column of the first plane.
-    end: *mut u32,
-    /// Length of the columns, negative.
+struct Columns {
+    /// Bytes of all columns in a plane, negative.
     minus_bytes: usize,
+    /// Bytes of a column.
     step: usize,
     plane_bytes: usize,
+    /// Bytes of a pixel where it comes from.
+    pixel_bytes: usize,
+    /// A pixel of rows that are not there.
+    outside: u32,
 }
 
+/// Widens a row of pixels and the one below it to pairs. A row that is not there is null.
+///
 /// # Safety
-/// At least one column, so many pixels of each row, and so many columns of four planes.
+/// The rows have as many pixels as there are columns, at least one. These end at `end` in the first plane.
 #[unsafe(naked)]
-unsafe extern "C" fn widen(pair: &Pair) {
+unsafe extern "C" fn widen(upper: *const u32, lower: *const u32, end: *mut u32, columns: &Columns) {
     naked_asm!(
+        env!("ADCORDA_DSP_CPU"),
         "push {{r4-r11, lr}}
-         ldm r0, {{r0-r7}}
-         add r8, r4, r7
-         add r9, r8, r7
+         ldm r3, {{r5-r8}}
+         mov r4, r8
+         cmp r0, #0
+         itt eq
+         addeq r0, r3, #16
+         moveq r8, #0
+         cmp r1, #0
+         itt eq
+         addeq r1, r3, #16
+         moveq r4, #0
+         add r3, r2, r7
+         add r9, r3, r7
          add r10, r9, r7
          2:
          ldr r7, [r0]
-         ldr r11, [r2]
-         add r0, r1
-         add r2, r3
+         ldr r11, [r1]
+         add r0, r8
+         add r1, r4
          pkhbt r12, r7, r11, lsl #16
          pkhtb lr, r11, r7, asr #16
          sxtb16 r7, r12
          sxtb16 r12, r12, ror #8
          sxtb16 r11, lr
          sxtb16 lr, lr, ror #8
-         str r7, [r4, r5]
-         str r12, [r8, r5]
+         str r7, [r2, r5]
+         str r12, [r3, r5]
          str r11, [r9, r5]
          str lr, [r10, r5]
          adds r5, r6
@@ -337,8 +373,9 @@ struct Rule {
 /// # Safety
 /// `count`, at least one, times four accumulators, and as many pixels in `y`.
 #[unsafe(naked)]
-unsafe extern "C" fn finish(sums: *const u32, y: *mut u32, count: usize, rule: &Rule) {
+unsafe extern "C" fn finish(sums: *const i32, y: *mut u32, count: usize, rule: &Rule) {
     naked_asm!(
+        env!("ADCORDA_DSP_CPU"),
         "push {{r4-r11, lr}}
          ldm r3, {{r3-r8}}
          2:
@@ -362,132 +399,145 @@ unsafe extern "C" fn finish(sums: *const u32, y: *mut u32, count: usize, rule: &
     )
 }
 
-/// A row of windows over four planes.
+/// A row of windows.
 #[repr(C)]
 struct Windows {
-    /// Weights of the next channel that meet the first and the second word of a column.
-    slots: [*const u32; 2],
-    planes: *const u32,
-    plane_bytes: usize,
+    /// Of four channels.
     bias: *const i32,
-    sums: *mut u32,
+    /// Accumulators of four channels for each window.
+    sums: *mut i32,
     count: usize,
-    /// Where `sums` is after the last channel.
-    end: *const u32,
 }
 
-/// Begins a function over [`Windows`], and each channel: weights in r4-r9, bias in r12, pointers to the first column in r3 and to
-/// the first accumulator in r10, and the number of windows in lr. Free are r0, r1, r2, r11.
-macro_rules! channel {
+/// Begins a function over planes, weights for the first and the second word of their columns, and [`Windows`]: for each plane,
+/// weights are in r4-r9, the bias is in r12, pointers to the first column in r3 and to the first accumulator in r10, and the
+/// number of windows in lr. Free are r0, r1, r2, r11. At the end r3 must point behind the last column.
+macro_rules! plane {
     () => {
-        "push {{r0, r4-r11, lr}}
+        "push {{r4-r11, lr}}
+         ldm r3, {{r4, r5, r7}}
+         mov r3, r0
+         add r6, r5, #16
+         push {{r1, r2, r4-r7}}
          2:
-         ldm r0!, {{r1, r2, r3, r12}}
-         ldm r1!, {{r4-r6}}
-         ldm r2!, {{r7-r9}}
-         add r12, r3
-         strd r1, r2, [r0, #-16]
-         str r12, [r0, #-8]
-         ldm r0, {{r1, r10, lr}}
-         ldr r12, [r1], #4
-         add r2, r10, #4
-         strd r1, r2, [r0]"
+         ldrd r0, r1, [sp]
+         ldm r0!, {{r4-r6}}
+         ldm r1!, {{r7-r9}}
+         strd r0, r1, [sp]
+         ldrd r0, r10, [sp, #8]
+         ldr r12, [r0], #4
+         add r1, r10, #4
+         strd r0, r1, [sp, #8]
+         ldr lr, [sp, #20]"
     };
 }
 
-/// Goes back to [`channel`], or returns.
-macro_rules! next_channel {
+/// Goes back to [`plane`], or returns.
+macro_rules! next_plane {
     () => {
-        "ldr r0, [sp]
-         ldr r1, [r0, #20]
-         ldr r2, [r0, #28]
-         cmp r1, r2
+        "ldrd r0, r1, [sp, #12]
+         cmp r0, r1
          bne 2b
-         pop {{r0, r4-r11, pc}}"
+         add sp, #24
+         pop {{r4-r11, pc}}"
+    };
+}
+
+/// The next column: to r0 and r1, from where its products begin a window as its first column, go on as its second, or end and store
+/// it as its third.
+macro_rules! next_column {
+    () => {
+        "\nldrd r0, r1, [r3], #8\n"
+    };
+}
+#[rustfmt::skip]
+macro_rules! first {
+    ($sum:literal) => {
+        concat!("smlad ", $sum, ", r0, r4, r12\n", "smlad ", $sum, ", r1, r7, ", $sum, "\n")
+    };
+}
+#[rustfmt::skip]
+macro_rules! second {
+    ($sum:literal) => {
+        concat!("smlad ", $sum, ", r0, r5, ", $sum, "\n", "smlad ", $sum, ", r1, r8, ", $sum, "\n")
+    };
+}
+#[rustfmt::skip]
+macro_rules! third {
+    ($sum:literal) => {
+        concat!(
+            "smlad ", $sum, ", r0, r6, ", $sum, "\n", "smlad ", $sum, ", r1, r9, ", $sum, "\n",
+            "str ", $sum, ", [r10], #16\n",
+        )
     };
 }
 
 /// # Safety
-/// What is to be read and written is there for at least one window, at a stride of one column.
+/// Columns of four planes one after the other, as many as the windows at a stride of one column take, of which there is at least
+/// one; weights of three columns for each plane; room for the accumulators.
 #[unsafe(naked)]
-unsafe extern "C" fn slide_1(windows: &mut Windows) {
+unsafe extern "C" fn slide_1(planes: *const u32, first: *const u32, second: *const u32, windows: &Windows) {
+    // Two windows are under way at any time.
+    macro_rules! begin {
+        ($a:literal, $b:literal) => {
+            concat!(next_column!(), first!($a), next_column!(), second!($a), first!($b))
+        };
+    }
+    macro_rules! step {
+        ($a:literal, $b:literal) => {
+            concat!(next_column!(), third!($a), second!($b), first!($a))
+        };
+    }
     naked_asm!(
-        channel!(),
-        // Two windows are under way at a time: the first two columns of one are in r2, the first of the next is in r11.
-        "ldrd r0, r1, [r3], #8
-         smlad r2, r0, r4, r12
-         smlad r2, r1, r7, r2
-         ldrd r0, r1, [r3], #8
-         smlad r2, r0, r5, r2
-         smlad r2, r1, r8, r2
-         smlad r11, r0, r4, r12
-         smlad r11, r1, r7, r11
-         tst lr, #1
-         beq 3f
-         mov r0, r2
-         mov r2, r11
-         mov r11, r0
-         add lr, #1
-         b 4f
-         3:
-         ldrd r0, r1, [r3], #8
-         smlad r2, r0, r6, r2
-         smlad r2, r1, r9, r2
-         str r2, [r10], #16
-         smlad r11, r0, r5, r11
-         smlad r11, r1, r8, r11
-         smlad r2, r0, r4, r12
-         smlad r2, r1, r7, r2
-         4:
-         ldrd r0, r1, [r3], #8
-         smlad r11, r0, r6, r11
-         smlad r11, r1, r9, r11
-         str r11, [r10], #16
-         smlad r2, r0, r5, r2
-         smlad r2, r1, r8, r2
-         smlad r11, r0, r4, r12
-         smlad r11, r1, r7, r11
-         subs lr, #2
+        env!("ADCORDA_DSP_CPU"),
+        plane!(),
+        "tst lr, #1
+         bne 4f",
+        begin!("r2", "r11"),
+        "3:",
+        step!("r2", "r11"),
+        "5:",
+        step!("r11", "r2"),
+        "subs lr, #2
          bne 3b",
-        next_channel!(),
+        next_plane!(),
+        "4:",
+        begin!("r11", "r2"),
+        "add lr, #1
+         b 5b",
     )
 }
 
 /// # Safety
-/// What is to be read and written is there for at least one window, at a stride of two columns.
+/// As of [`slide_1`], but for a stride of two columns.
 #[unsafe(naked)]
-unsafe extern "C" fn slide_2(windows: &mut Windows) {
+unsafe extern "C" fn slide_2(planes: *const u32, first: *const u32, second: *const u32, windows: &Windows) {
+    macro_rules! step {
+        () => {
+            concat!(
+                next_column!(),
+                second!("r2"),
+                next_column!(),
+                third!("r2"),
+                first!("r2")
+            )
+        };
+    }
     naked_asm!(
-        channel!(),
-        "ldrd r0, r1, [r3], #8
-         smlad r2, r0, r4, r12
-         smlad r2, r1, r7, r2
-         tst lr, #1
+        env!("ADCORDA_DSP_CPU"),
+        plane!(),
+        next_column!(),
+        first!("r2"),
+        "tst lr, #1
          it ne
          addne lr, #1
          bne 4f
-         3:
-         ldrd r0, r1, [r3], #8
-         smlad r2, r0, r5, r2
-         smlad r2, r1, r8, r2
-         ldrd r0, r1, [r3], #8
-         smlad r2, r0, r6, r2
-         smlad r2, r1, r9, r2
-         str r2, [r10], #16
-         smlad r2, r0, r4, r12
-         smlad r2, r1, r7, r2
-         4:
-         ldrd r0, r1, [r3], #8
-         smlad r2, r0, r5, r2
-         smlad r2, r1, r8, r2
-         ldrd r0, r1, [r3], #8
-         smlad r2, r0, r6, r2
-         smlad r2, r1, r9, r2
-         str r2, [r10], #16
-         smlad r2, r0, r4, r12
-         smlad r2, r1, r7, r2
-         subs lr, #2
+         3:",
+        step!(),
+        "4:",
+        step!(),
+        "subs lr, #2
          bne 3b",
-        next_channel!(),
+        next_plane!(),
     )
 }

@@ -4,10 +4,12 @@
 //! meet all [`rows`] of weights, block by block. A fully connected layer is a group of one pixel.
 #![allow(unsafe_code)]
 
+mod add;
 mod columns;
 mod depthwise;
 mod rows;
 
+pub(crate) use self::add::add;
 pub(crate) use self::depthwise::depthwise_conv2d;
 
 use adcorda_formats::Width;
