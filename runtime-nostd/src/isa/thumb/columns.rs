@@ -1,55 +1,89 @@
 //! Columns: the codes under the windows of a group of pixels, widened and side by side, in one pass.
 //!
 //! With four pixels, the words for each four codes are `x[k+2] + x[k] * 2^16` of each pixel, then `x[k+3] + x[k+1] * 2^16` of each
-//! pixel, sums of signed numbers. With two, the words for each code are `x[k]` of each pixel. Codes after `k` are 0.
+//! pixel, sums of signed numbers. With two, the words for each code are `x[k]` of each pixel. Both are two words a code. Codes after
+//! `k` are 0.
+
+use core::marker::PhantomData;
 
 use super::{PIXELS, rows};
 use crate::isa::path;
-use crate::kernels::{Convolution, Span};
+use crate::kernels::{Convolution, Shape};
 
-/// Codes of which the sum in 16 bits cannot overflow.
+/// Codes of which [`rows::widen4`] may add up two halves.
 const PIECE: usize = 512;
 
 /// The input of a layer, and the columns of a group of its pixels at a time.
-pub(super) struct Columns<'a, 'm> {
-    layer: &'a Convolution<'m>,
-    x: &'a [u8],
-    /// The same, where channels are whole words.
-    x_words: &'a [u32],
-    words: &'a mut [u32],
-    pixels: usize,
-    /// Output position of the next pixel.
-    next: (usize, usize),
+pub(super) struct Columns<'a> {
+    x: *const u8,
+    shape: Shape,
+    zero_point: i32,
+    kernel_height: usize,
+    kernel_width: usize,
+    /// How many rows and columns from 0 on are corners of windows that lie within the input.
+    inside: (usize, usize),
+    stride: (usize, usize),
+    /// Top left corner of the next pixel's window; what lies within the padding wraps.
+    corner: (usize, usize),
+    /// Columns of the corners of the first and of one after the last pixel in a row.
+    start: usize,
+    end: usize,
+    words: *mut u32,
+    words_end: *mut u32,
+    kind: Kind,
+    memory: PhantomData<(&'a [u8], &'a mut [u8])>,
 }
 
-/// A part of a window.
-enum Part {
-    /// As many codes, from an index of the input on.
-    Codes(usize, usize),
-    /// As many times the zero point.
-    Padding(usize),
+/// How columns are filled.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// Two pixels, code by code.
+    Two,
+    /// Four pixels, word by word.
+    Four,
+    /// Four pixels, where channels are no whole words.
+    FourUneven,
 }
 
-impl<'a, 'm> Columns<'a, 'm> {
+impl<'a> Columns<'a> {
     /// `None` where input or scratch do not begin at a word, or are shorter than the layer says.
-    pub(super) fn new(layer: &'a Convolution<'m>, pixels: usize, x: &'a [u8], scratch: &'a mut [u8]) -> Option<Self> {
-        let shape = layer.x;
+    pub(super) fn new(layer: &Convolution<'_>, pixels: usize, x: &'a [u8], scratch: &'a mut [u8]) -> Option<Self> {
+        let (shape, window) = (layer.x, &layer.window);
         let scratch = scratch.get_mut(..path::thumb_scratch(layer))?;
-        let x = x.get(..shape.height * shape.width * shape.channels)?;
-        // SAFETY: any four bytes are a word.
-        let ((before, x_words, _), (before_scratch, words, _)) = unsafe { (x.align_to(), scratch.align_to_mut()) };
-        if !before.is_empty() || !before_scratch.is_empty() {
+        if x.len() < shape.height * shape.width * shape.channels
+            || !super::is_aligned(x.as_ptr())
+            || !super::is_aligned(scratch.as_ptr())
+        {
             return None;
         }
         // Codes after `k` stay zero, as only those before are written again.
-        words.fill(0);
+        scratch.fill(0);
+        let (kernel_height, kernel_width) = (usize::from(window.kernel_height), usize::from(window.kernel_width));
+        let stride = (usize::from(window.stride_height), usize::from(window.stride_width));
+        let start = 0usize.wrapping_sub(window.pad_left.into());
+        let scratch = scratch.as_mut_ptr_range();
         Some(Columns {
-            layer,
-            x,
-            x_words,
-            words,
-            pixels,
-            next: (0, 0),
+            x: x.as_ptr(),
+            shape,
+            zero_point: layer.x_zero_point.into(),
+            kernel_height,
+            kernel_width,
+            inside: (
+                (shape.height + 1).saturating_sub(kernel_height),
+                (shape.width + 1).saturating_sub(kernel_width),
+            ),
+            stride,
+            corner: (0usize.wrapping_sub(window.pad_top.into()), start),
+            start,
+            end: start.wrapping_add(layer.y.width * stride.1),
+            words: scratch.start.cast(),
+            words_end: scratch.end.cast(),
+            kind: match (pixels, shape.channels % 4) {
+                (PIXELS, 0) => Kind::Four,
+                (PIXELS, _) => Kind::FourUneven,
+                _ => Kind::Two,
+            },
+            memory: PhantomData,
         })
     }
 
@@ -57,125 +91,145 @@ impl<'a, 'm> Columns<'a, 'm> {
     pub(super) fn fill(&mut self, count: usize) -> [i32; PIXELS] {
         let mut sums = [0; PIXELS];
         for (pixel, sum) in sums.iter_mut().enumerate().take(count) {
-            *sum = match self.pixels {
-                PIXELS if self.layer.x.channels.is_multiple_of(4) => self.fill_words(pixel),
-                PIXELS => self.fill_codes(pixel),
-                _ => self.fill_wide(pixel),
+            *sum = match self.kind {
+                Kind::Two | Kind::Four => self.fill_pixel(pixel),
+                Kind::FourUneven => self.fill_uneven(pixel),
             };
-            self.next.1 += 1;
-            if self.next.1 == self.layer.y.width {
-                self.next = (self.next.0 + 1, 0);
+            self.corner.1 = self.corner.1.wrapping_add(self.stride.1);
+            if self.corner.1 == self.end {
+                self.corner = (self.corner.0.wrapping_add(self.stride.0), self.start);
             }
         }
         sums
     }
 
-    /// The columns.
+    /// First and one after the last.
     pub(super) fn words(&self) -> (*const u32, *const u32) {
-        let words = self.words.as_ptr_range();
-        (words.start, words.end)
+        (self.words, self.words_end)
     }
 
-    fn fill_words(&mut self, pixel: usize) -> i32 {
-        let zero_point = i32::from(self.layer.x_zero_point);
-        let (mut to, mut sum) = (pixel, 0);
-        parts(self.layer, self.next, |part| match part {
-            Part::Codes(first, count) => {
-                let words = self.x_words.get(first / 4..(first + count) / 4).unwrap_or_default();
-                for words in words.chunks(PIECE / 4) {
-                    // SAFETY: `words` are not none; the columns have 8 words for each four codes of the window, from the pixel's on.
-                    let halves = unsafe { rows::widen(words.as_ptr(), self.words.as_mut_ptr().add(to), words.len()) };
-                    sum += ((halves & 0xFFFF) + (halves >> 16)) as i32 - 128 * 4 * words.len() as i32;
-                    to += 8 * words.len();
+    fn fill_pixel(&mut self, pixel: usize) -> i32 {
+        let (row, column) = self.corner;
+        let run = self.kernel_width * self.shape.channels;
+        let mut to = self.words.wrapping_add(pixel);
+        if row < self.inside.0 && column < self.inside.1 {
+            // SAFETY: the window lies within the input. Columns have room for its codes.
+            return unsafe { self.append(&mut to, self.address(row, column), run, self.kernel_height) };
+        }
+        let mut sum = 0;
+        // Of each row, what lies before the input, within, and after.
+        let before = 0usize.wrapping_sub(column).min(self.kernel_width);
+        let before = if (column as isize) < 0 { before } else { 0 };
+        let first = column.wrapping_add(before);
+        let within = self.shape.width.saturating_sub(first).min(self.kernel_width - before);
+        let after = self.kernel_width - before - within;
+        for row in (0..self.kernel_height).map(|tap| row.wrapping_add(tap)) {
+            // SAFETY: only codes of the input are read, and columns have room for those of a window.
+            unsafe {
+                if row >= self.shape.height || within == 0 {
+                    sum += self.pad(&mut to, run);
+                    continue;
                 }
+                sum += self.pad(&mut to, before * self.shape.channels);
+                sum += self.append(&mut to, self.address(row, first), within * self.shape.channels, 1);
+                sum += self.pad(&mut to, after * self.shape.channels);
             }
-            Part::Padding(count) => {
-                let pair = zero_point.wrapping_mul(0x1_0001) as u32;
-                for _ in 0..count / 2 {
-                    self.words[to] = pair;
-                    to += PIXELS;
-                }
-                sum += zero_point * count as i32;
-            }
-        });
+        }
         sum
     }
 
-    /// Code by code, for any number of channels.
-    fn fill_codes(&mut self, pixel: usize) -> i32 {
-        let mut to = self.words.as_chunks_mut::<PIXELS>().0.as_chunks_mut::<2>().0.iter_mut();
-        let (mut sum, mut word, mut k) = (0, 0, 0);
+    /// Appends rows of `run` codes. Gives the sum of them.
+    ///
+    /// # Safety
+    /// They are within the input, and the column from `to` on has room for them. Neither number is 0.
+    unsafe fn append(&self, to: &mut *mut u32, from: *const u8, run: usize, rows: usize) -> i32 {
+        let pitch = self.shape.width * self.shape.channels;
+        let mut at = *to;
+        *to = at.wrapping_add(2 * run * rows);
+        // SAFETY: by this function's contract; with four pixels, channels are whole words.
+        unsafe {
+            if matches!(self.kind, Kind::Two) {
+                rows::widen2(from, at, run, rows, pitch);
+                return 0;
+            }
+            if run * rows <= PIECE {
+                return widen(from, at, run, rows, pitch);
+            }
+            let mut sum = 0;
+            for row in 0..rows {
+                for first in (0..run).step_by(PIECE) {
+                    let piece = PIECE.min(run - first);
+                    sum += widen(from.wrapping_add(row * pitch + first), at, piece, 1, pitch);
+                    at = at.wrapping_add(2 * piece);
+                }
+            }
+            sum
+        }
+    }
+
+    /// Appends codes of padding. Gives the sum of them.
+    ///
+    /// # Safety
+    /// The column from `to` on has room for them.
+    unsafe fn pad(&self, to: &mut *mut u32, codes: usize) -> i32 {
+        let (word, step) = match self.kind {
+            Kind::Two => (self.zero_point, 2),
+            Kind::Four | Kind::FourUneven => (self.zero_point.wrapping_mul(0x1_0001), PIXELS),
+        };
+        let end = to.wrapping_add(2 * codes);
+        while *to != end {
+            // SAFETY: by this function's contract; with four pixels, channels are whole words.
+            unsafe { to.write(word as u32) };
+            *to = to.wrapping_add(step);
+        }
+        self.zero_point * codes as i32
+    }
+
+    /// As [`Columns::fill_pixel`], by way of a buffer of four codes.
+    fn fill_uneven(&mut self, pixel: usize) -> i32 {
+        let (row, column) = self.corner;
+        let mut to = self.words.wrapping_add(pixel);
+        let (mut sum, mut word, mut k) = (0, 0u32, 0);
         let mut push = |code: u8| {
+            sum += i32::from(code as i8);
             word = word >> 8 | u32::from(code) << 24;
             k += 1;
-            if k % 4 == 0
-                && let Some(to) = to.next()
-            {
-                let (even, odd) = halves(word);
-                to[0][pixel % PIXELS] = signed(even);
-                to[1][pixel % PIXELS] = signed(odd);
+            if k % 4 == 0 {
+                // SAFETY: one word is read; columns have room for the padded `k`, which is not less than `k` here.
+                unsafe { widen(core::ptr::from_ref(&word).cast(), to, 4, 1, 4) };
+                to = to.wrapping_add(2 * PIXELS);
             }
-            sum += i32::from(code as i8);
         };
-        parts(self.layer, self.next, |part| match part {
-            Part::Codes(first, count) => self.x.iter().skip(first).take(count).for_each(|&code| push(code)),
-            Part::Padding(count) => (0..count).for_each(|_| push(self.layer.x_zero_point as u8)),
-        });
+        for row in (0..self.kernel_height).map(|tap| row.wrapping_add(tap)) {
+            for column in (0..self.kernel_width).map(|tap| column.wrapping_add(tap)) {
+                let inside = row < self.shape.height && column < self.shape.width;
+                for channel in 0..self.shape.channels {
+                    push(match inside {
+                        // SAFETY: within the input.
+                        true => unsafe { self.address(row, column).add(channel).read() },
+                        false => self.zero_point as u8,
+                    });
+                }
+            }
+        }
+        // Codes to fill up the last word; if there is none, they are too few for another.
         (0..3).for_each(|_| push(0));
         sum
     }
 
-    fn fill_wide(&mut self, pixel: usize) -> i32 {
-        let mut to = self.words.as_chunks_mut::<2>().0.iter_mut();
-        parts(self.layer, self.next, |part| match part {
-            Part::Codes(first, count) => {
-                for (&code, to) in self.x[first..][..count].iter().zip(&mut to) {
-                    to[pixel % 2] = i32::from(code as i8) as u32;
-                }
-            }
-            Part::Padding(count) => {
-                for to in to.by_ref().take(count) {
-                    to[pixel % 2] = i32::from(self.layer.x_zero_point) as u32;
-                }
-            }
-        });
-        0
+    #[inline]
+    fn address(&self, row: usize, column: usize) -> *const u8 {
+        self.x.wrapping_add((row * self.shape.width + column) * self.shape.channels)
     }
 }
 
-/// Shows the window of a pixel, in order.
-#[inline(always)]
-fn parts(layer: &Convolution<'_>, (oy, ox): (usize, usize), mut show: impl FnMut(Part)) {
-    let (shape, window) = (layer.x, &layer.window);
-    let row_codes = usize::from(window.kernel_width) * shape.channels;
-    let columns = Span::new(ox, window.stride_width, window.pad_left, window.kernel_width, shape.width);
-    let (before, inside) = (columns.tap * shape.channels, columns.len * shape.channels);
-    let top = (oy * usize::from(window.stride_height)).wrapping_sub(usize::from(window.pad_top));
-    for ky in 0..usize::from(window.kernel_height) {
-        let iy = top.wrapping_add(ky);
-        if iy >= shape.height || inside == 0 {
-            show(Part::Padding(row_codes));
-            continue;
-        }
-        if before > 0 {
-            show(Part::Padding(before));
-        }
-        show(Part::Codes((iy * shape.width + columns.start) * shape.channels, inside));
-        if before + inside < row_codes {
-            show(Part::Padding(row_codes - before - inside));
-        }
-    }
-}
-
-/// Of four codes, plus 128 each: `x[2] + x[0] * 2^16` and `x[3] + x[1] * 2^16`.
-#[inline(always)]
-fn halves(word: u32) -> (u32, u32) {
-    let word = (word ^ 0x8080_8080).rotate_right(16);
-    (word & 0x00FF_00FF, (word >> 8) & 0x00FF_00FF)
-}
-
-/// Without the 128.
-#[inline(always)]
-fn signed(halves: u32) -> u32 {
-    halves.wrapping_sub(0x0080_0080)
+/// [`rows::widen4`], with the sum of the codes.
+///
+/// # Safety
+/// That of [`rows::widen4`]. There are not more than [`PIECE`] codes.
+#[inline]
+unsafe fn widen(from: *const u8, to: *mut u32, codes: usize, rows: usize, pitch: usize) -> i32 {
+    // SAFETY: by this function's contract.
+    let halves = unsafe { rows::widen4(from.cast(), to, codes / 4, rows, pitch) };
+    ((halves & 0xFFFF) + (halves >> 16)) as i32 - 128 * (codes * rows) as i32
 }

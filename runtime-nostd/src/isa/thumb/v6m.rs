@@ -511,45 +511,105 @@ pub(super) unsafe extern "C" fn logits(group: &mut Group) {
     naked_asm!(next_row!(), "str r0, [r7]", end_row!("4"))
 }
 
-/// Appends a pixel's codes to its column, one of four; gives their sum, plus 128 each, as the sum of two halves.
+/// Four codes, with the place of their words behind r1.
+macro_rules! widen {
+    ($even:literal, $odd:literal) => {
+        concat!(
+            "ldm r0!, {{r4}}
+             eors r4, r7
+             rors r4, r2
+             mov r5, r4
+             ands r5, r6
+             adds r3, r3, r5
+             add r5, r8
+             str r5, [r1, #",
+            $even,
+            "]
+             lsrs r4, r4, #8
+             ands r4, r6
+             adds r3, r3, r4
+             add r4, r8
+             str r4, [r1, #",
+            $odd,
+            "]\n",
+        )
+    };
+}
+
+/// Appends rows of codes, `pitch` bytes apart, to a pixel's column of four; gives their sum, plus 128 each, as the sum of two halves.
 ///
 /// # Safety
-/// `words` words, not none, can be read, and as many times 8 words be written, of which one in four is.
+/// `words` words, not none, of `rows` rows, not none, can be read; for each, 8 words can be written, of which one in four is.
 #[unsafe(naked)]
-pub(super) unsafe extern "C" fn widen(from: *const u32, to: *mut u32, words: usize) -> u32 {
+pub(super) unsafe extern "C" fn widen4(from: *const u32, to: *mut u32, words: usize, rows: usize, pitch: usize) -> u32 {
     naked_asm!(
         "push {{r4-r7, lr}}
          mov r4, r8
-         push {{r4}}
+         mov r5, r9
+         mov r6, r10
+         push {{r4-r6}}
          lsls r2, r2, #2
-         adds r2, r0, r2
-         mov r12, r2
+         mov r9, r2
+         ldr r4, [sp, #32]
+         subs r4, r4, r2
+         mov r10, r4
+         mov lr, r3
          ldr r2, =-0x00800080
          mov r8, r2
          ldr r6, =0x00ff00ff
          ldr r7, =0x80808080
          movs r2, #16
          movs r3, #0
-         1: ldm r0!, {{r4}}
-         eors r4, r7
-         rors r4, r2
-         mov r5, r4
-         ands r5, r6
-         adds r3, r3, r5
-         add r5, r8
-         str r5, [r1]
-         lsrs r4, r4, #8
-         ands r4, r6
-         adds r3, r3, r4
-         add r4, r8
-         str r4, [r1, #16]
-         adds r1, #32
+         1: mov r4, r9
+         adds r5, r0, r4
+         mov r12, r5
+         lsls r4, r4, #29
+         bpl 2f
+         subs r1, #32
+         b 3f
+         2:",
+        widen!("0", "16"),
+        "3:",
+        widen!("32", "48"),
+        "adds r1, #64
          cmp r0, r12
+         bne 2b
+         add r0, r10
+         mov r4, lr
+         subs r4, #1
+         mov lr, r4
          bne 1b
          mov r0, r3
-         pop {{r4}}
+         pop {{r4-r6}}
          mov r8, r4
+         mov r9, r5
+         mov r10, r6
          pop {{r4-r7, pc}}
          .ltorg",
+    )
+}
+
+/// Appends rows of codes, `pitch` bytes apart, to a pixel's column of two.
+///
+/// # Safety
+/// `codes` codes, not none, of `rows` rows, not none, can be read; for each, two words can be written, of which the first is.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn widen2(from: *const u8, to: *mut u32, codes: usize, rows: usize, pitch: usize) {
+    naked_asm!(
+        "push {{r4-r7, lr}}
+         ldr r7, [sp, #20]
+         subs r7, r7, r2
+         movs r5, #0
+         1: adds r6, r0, r2
+         2: ldrsb r4, [r0, r5]
+         str r4, [r1]
+         adds r1, #8
+         adds r0, #1
+         cmp r0, r6
+         bne 2b
+         adds r0, r0, r7
+         subs r3, #1
+         bne 1b
+         pop {{r4-r7, pc}}",
     )
 }

@@ -440,30 +440,70 @@ pub(super) unsafe extern "C" fn logits2(group: &mut Group) {
     )
 }
 
-/// Appends a pixel's codes to its column, one of four; gives their sum, plus 128 each, as the sum of two halves.
-///
-/// # Safety
-/// `words` words, not none, can be read, and as many times 8 words be written, of which one in four is.
-#[unsafe(naked)]
-pub(super) unsafe extern "C" fn widen(from: *const u32, to: *mut u32, words: usize) -> u32 {
-    naked_asm!(
-        "push {{r4, r5, r6, lr}}
-         mov r3, #0
-         mov r6, #0x00ff00ff
-         add r2, r0, r2, lsl #2
-         1: ldr r4, [r0], #4
+/// Four codes.
+macro_rules! widen {
+    () => {
+        "ldr r4, [r0], #4
          eor r4, r4, #0x80808080
-         and r5, r6, r4, ror #16
-         and r4, r6, r4, ror #24
-         add r3, r3, r5
+         and r5, lr, r4, ror #16
+         and r4, lr, r4, ror #24
+         add r12, r12, r5
          sub r5, r5, #0x00800080
          str r5, [r1], #16
-         add r3, r3, r4
+         add r12, r12, r4
          sub r4, r4, #0x00800080
-         str r4, [r1], #16
-         cmp r0, r2
+         str r4, [r1], #16"
+    };
+}
+
+/// Appends rows of codes, `pitch` bytes apart, to a pixel's column of four; gives their sum, plus 128 each, as the sum of two halves.
+///
+/// # Safety
+/// `words` words, not none, of `rows` rows, not none, can be read; for each, 8 words can be written, of which one in four is.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn widen4(from: *const u32, to: *mut u32, words: usize, rows: usize, pitch: usize) -> u32 {
+    naked_asm!(
+        "push {{r4-r8, lr}}
+         ldr r8, [sp, #24]
+         mov r12, #0
+         mov lr, #0x00ff00ff
+         lsl r2, r2, #2
+         sub r8, r8, r2
+         1: add r6, r0, r2
+         tst r2, #4
+         bne 3f
+         2:",
+        widen!(),
+        "3:",
+        widen!(),
+        "cmp r0, r6
+         bne 2b
+         add r0, r0, r8
+         subs r3, r3, #1
          bne 1b
-         mov r0, r3
-         pop {{r4, r5, r6, pc}}",
+         mov r0, r12
+         pop {{r4-r8, pc}}",
+    )
+}
+
+/// Appends rows of codes, `pitch` bytes apart, to a pixel's column of two.
+///
+/// # Safety
+/// `codes` codes, not none, of `rows` rows, not none, can be read; for each, two words can be written, of which the first is.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn widen2(from: *const u8, to: *mut u32, codes: usize, rows: usize, pitch: usize) {
+    naked_asm!(
+        "push {{r4, lr}}
+         ldr lr, [sp, #8]
+         sub lr, lr, r2
+         1: add r12, r0, r2
+         2: ldrsb r4, [r0], #1
+         cmp r0, r12
+         str r4, [r1], #8
+         bne 2b
+         add r0, r0, lr
+         subs r3, r3, #1
+         bne 1b
+         pop {{r4, pc}}",
     )
 }
