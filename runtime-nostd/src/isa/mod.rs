@@ -55,7 +55,9 @@ pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], 
     return dsp::depthwise_conv2d(layer, x, y, scratch);
     #[cfg(adcorda_isa = "mve")]
     return mve::depthwise_conv2d(layer, x, y, scratch);
-    #[cfg(not(any(adcorda_isa = "dsp", adcorda_isa = "mve")))]
+    #[cfg(any(adcorda_isa = "thumb1", adcorda_isa = "thumb2"))]
+    return thumb::depthwise_conv2d(layer, x, y, scratch);
+    #[cfg(adcorda_isa = "portable")]
     {
         let _ = (layer, x, y, scratch);
         false

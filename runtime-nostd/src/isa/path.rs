@@ -206,7 +206,13 @@ pub(super) fn depthwise(isa: Isa, layer: &Convolution<'_>, scratch_bytes: usize)
         }
         // Unpacked weights of sixteen channels, and as many activations.
         Isa::Mve => is_plain(&layer.epilogue) && scratch_bytes >= 32 * layer.weights.packing.k,
-        Isa::Portable | Isa::Thumb1 | Isa::Thumb2 => false,
+        // Unpacked weights of four channels, as words, and as many activations.
+        Isa::Thumb1 | Isa::Thumb2 => {
+            layer.x.channels.is_multiple_of(CHANNELS)
+                && is_plain(&layer.epilogue)
+                && scratch_bytes >= 5 * CHANNELS * layer.weights.packing.k
+        }
+        Isa::Portable => false,
     };
     if fast { Path::Depthwise } else { Path::Generic }
 }

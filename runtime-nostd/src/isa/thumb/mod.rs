@@ -16,6 +16,7 @@
 #![allow(unsafe_code)]
 
 mod columns;
+mod depthwise;
 #[cfg(adcorda_isa = "thumb1")]
 #[path = "v6m.rs"]
 mod rows;
@@ -26,6 +27,8 @@ mod rows;
 use core::ptr;
 
 use adcorda_formats::Width;
+
+pub(crate) use self::depthwise::depthwise_conv2d;
 
 use self::columns::Columns;
 use super::path::{self, Isa, Path};

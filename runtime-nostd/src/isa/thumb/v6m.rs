@@ -14,6 +14,7 @@
 use core::arch::naked_asm;
 
 use super::Group;
+use super::depthwise::Run;
 
 // They take as many pixels as there are.
 pub(super) use self::{codes as codes2, codes as codes4, logits as logits2, logits as logits4, sums as sums2, sums as sums4};
@@ -610,6 +611,110 @@ pub(super) unsafe extern "C" fn widen2(from: *const u8, to: *mut u32, codes: usi
          adds r0, r0, r7
          subs r3, #1
          bne 1b
+         pop {{r4-r7, pc}}",
+    )
+}
+
+/// Computes a run. Frame: 0 sums, 16 the run.
+///
+/// # Safety
+/// Windows, weights and outputs are there.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn depthwise(run: &mut Run) {
+    naked_asm!(
+        "push {{r4-r7, lr}}
+         mov r4, r8
+         mov r5, r9
+         mov r6, r10
+         mov r7, r11
+         push {{r4-r7}}
+         sub sp, #20
+         str r0, [sp, #16]
+         1: ldr r2, [r0, #32]
+         ldr r1, [r0, #56]
+         ldr r5, [r0, #48]
+         ldr r3, [r0, #40]
+         mov lr, r3
+         ldr r3, [r0, #44]
+         mov r12, r3
+         ldm r0!, {{r3, r4, r6, r7}}
+         mov r8, r3
+         mov r9, r4
+         mov r10, r6
+         mov r11, r7
+         2: mov r6, r12
+         3: ldr r4, [r1]
+         adds r1, r1, r5
+         ldm r2!, {{r3, r7}}
+         sxtb r0, r4
+         muls r0, r3, r0
+         add r8, r0
+         asrs r4, r4, #8
+         sxtb r0, r4
+         muls r0, r7, r0
+         add r9, r0
+         asrs r4, r4, #8
+         ldm r2!, {{r3, r7}}
+         sxtb r0, r4
+         muls r0, r3, r0
+         add r10, r0
+         asrs r4, r4, #8
+         muls r4, r7, r4
+         add r11, r4
+         subs r6, #1
+         bne 3b
+         ldr r0, [sp, #16]
+         ldr r3, [r0, #52]
+         adds r1, r1, r3
+         mov r3, lr
+         subs r3, #1
+         mov lr, r3
+         bne 2b
+         mov r1, r8
+         mov r2, r9
+         mov r3, r10
+         mov r5, r11
+         mov r4, sp
+         stm r4!, {{r1, r2, r3, r5}}
+         mov r9, r4
+         mov r4, sp
+         ldr r1, [r0, #36]
+         mov r10, r1
+         ldr r1, [r0, #60]
+         mov r11, r1
+         mov r7, r0
+         adds r7, #16
+         4: ldm r4!, {{r0}}
+         ldm r7!, {{r5}}
+         asrs r6, r5, #16
+         uxth r5, r5",
+        requantize!(),
+        saturate!(),
+        "mov r2, r11
+         strb r1, [r2]
+         adds r2, #1
+         mov r11, r2
+         cmp r4, r9
+         bne 4b
+         ldr r0, [sp, #16]
+         mov r3, r0
+         adds r3, #56
+         ldm r3!, {{r1, r2}}
+         ldm r3!, {{r4-r6}}
+         adds r1, r1, r4
+         adds r2, r2, r5
+         subs r6, #1
+         subs r3, #20
+         stm r3!, {{r1, r2}}
+         str r6, [r3, #8]
+         cmp r6, #0
+         bne 1b
+         add sp, #20
+         pop {{r4-r7}}
+         mov r8, r4
+         mov r9, r5
+         mov r10, r6
+         mov r11, r7
          pop {{r4-r7, pc}}",
     )
 }

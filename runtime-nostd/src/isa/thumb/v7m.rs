@@ -14,6 +14,7 @@
 use core::arch::naked_asm;
 
 use super::Group;
+use super::depthwise::Run;
 
 /// Two codes of one row, in r2 rotated, with four columns; the products of the first are added to `$from`.
 macro_rules! pair {
@@ -505,5 +506,78 @@ pub(super) unsafe extern "C" fn widen2(from: *const u8, to: *mut u32, codes: usi
          subs r3, r3, #1
          bne 1b
          pop {{r4, pc}}",
+    )
+}
+
+/// A channel's sum to a code at an offset of r1.
+macro_rules! channel {
+    ($sum:literal, $multiplier:literal, $at:literal) => {
+        concat!(
+            "mov r2, #0x80000000
+             mov r3, r12
+             smlal r2, r3, ",
+            $sum,
+            ", ",
+            $multiplier,
+            "
+             ssat r3, #8, r3
+             strb r3, [r1, #",
+            $at,
+            "]\n",
+        )
+    };
+}
+
+/// Computes a run.
+///
+/// # Safety
+/// Windows, weights and outputs are there.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn depthwise(run: &mut Run) {
+    naked_asm!(
+        "push {{r0, r4-r11, lr}}
+         1: ldr r2, [r0, #32]
+         ldr r1, [r0, #56]
+         ldrd r8, r9, [r0, #40]
+         ldr r10, [r0, #48]
+         ldm r0, {{r4-r7}}
+         2: mov r11, r9
+         3: ldr r12, [r1]
+         add r1, r1, r10
+         ldm r2!, {{r3, lr}}
+         sxtb r0, r12
+         mla r4, r0, r3, r4
+         sxtb r0, r12, ror #8
+         mla r5, r0, lr, r5
+         ldm r2!, {{r3, lr}}
+         sxtb r0, r12, ror #16
+         mla r6, r0, r3, r6
+         asr r0, r12, #24
+         mla r7, r0, lr, r7
+         subs r11, r11, #1
+         bne 3b
+         ldr r0, [sp]
+         ldr r3, [r0, #52]
+         add r1, r1, r3
+         subs r8, r8, #1
+         bne 2b
+         add r1, r0, #16
+         ldm r1, {{r8-r11}}
+         ldr r12, [r0, #36]
+         ldr r1, [r0, #60]",
+        channel!("r4", "r8", "0"),
+        channel!("r5", "r9", "1"),
+        channel!("r6", "r10", "2"),
+        channel!("r7", "r11", "3"),
+        "ldr r2, [r0, #56]
+         ldrd r3, r4, [r0, #64]
+         ldr r5, [r0, #72]
+         add r2, r2, r3
+         add r1, r1, r4
+         strd r2, r1, [r0, #56]
+         subs r5, r5, #1
+         str r5, [r0, #72]
+         bne 1b
+         pop {{r0, r4-r11, pc}}",
     )
 }
