@@ -115,17 +115,7 @@ pub fn inspect(file: &[u8]) -> Result<Inspection> {
         }
         layers.push(Layer {
             name: layer.name.into(),
-            op: match layer.op {
-                Op::Conv2d { residual: Some(_), .. } => "conv2d + add",
-                Op::Conv2d { residual: None, .. }
-                | Op::DepthwiseConv2d { .. }
-                | Op::Linear { .. }
-                | Op::Logits { .. }
-                | Op::Add { .. }
-                | Op::MaxPool { .. }
-                | Op::AvgPool { .. }
-                | Op::Subsample { .. } => layer.op.name(),
-            },
+            op: operation(&layer.op),
             width: layer.op.weights().map(|w| w.width.name()),
             shape: shape(output),
             weights,
@@ -240,9 +230,11 @@ impl fmt::Display for Inspection {
             "\n{:>3}  {:name_width$}  {:>9}  {:>16}  {:>9}",
             "", "layer", "output at", "scratch at", "in use"
         )?;
-        for isa in Isa::ALL {
-            write!(f, "  {:9}", isa.name())?;
-        }
+        let columns = |name: &dyn Fn(Isa) -> &'static str| {
+            let names: String = Isa::ALL.iter().map(|&isa| format!("  {:9}", name(isa))).collect();
+            names.trim_end().to_owned()
+        };
+        write!(f, "{}", columns(&|isa| isa.name()))?;
         for (i, layer) in self.layers.iter().enumerate() {
             let scratch = match layer.scratch_bytes {
                 0 => "-".into(),
@@ -250,12 +242,12 @@ impl fmt::Display for Inspection {
             };
             write!(
                 f,
-                "\n{i:>3}  {:name_width$}  {:>9}  {scratch:>16}  {:>9}",
-                layer.name, layer.offset, layer.in_use
+                "\n{i:>3}  {:name_width$}  {:>9}  {scratch:>16}  {:>9}{}",
+                layer.name,
+                layer.offset,
+                layer.in_use,
+                columns(&|isa| layer.paths[isa.name()])
             )?;
-            for isa in Isa::ALL {
-                write!(f, "  {:9}", layer.paths[isa.name()])?;
-            }
         }
         write!(f, "\n\n{}", self.arena_map)
     }
@@ -263,6 +255,21 @@ impl fmt::Display for Inspection {
 
 /// Columns of the arena map.
 const COLUMNS: usize = 64;
+
+/// The kind of operation, in words; `conv2d + add` for a convolution that adds a residual.
+pub(crate) fn operation(op: &Op) -> &'static str {
+    match op {
+        Op::Conv2d { residual: Some(_), .. } => "conv2d + add",
+        Op::Conv2d { residual: None, .. }
+        | Op::DepthwiseConv2d { .. }
+        | Op::Linear { .. }
+        | Op::Logits { .. }
+        | Op::Add { .. }
+        | Op::MaxPool { .. }
+        | Op::AvgPool { .. }
+        | Op::Subsample { .. } => op.name(),
+    }
+}
 
 /// Number of the last layer that reads each tensor; of what none reads, the logits, 0.
 fn last_readers(model: &Model) -> Vec<usize> {

@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::board::Board;
 use crate::data::Dataset;
 use crate::export::parse;
+use crate::inspect::operation;
 use crate::{Error, ErrorKind, Result, file};
 
 /// The firmware's name, as a package and as a file.
@@ -123,7 +124,7 @@ pub fn run_images(model: &[u8], images: &[&[u8]], board: Board) -> Result<Device
         let sum: u64 = found.iter().map(|trace| trace.layers[j].instructions).sum();
         layers.push(DeviceLayer {
             name: layer.name.into(),
-            op: layer.op.name(),
+            op: operation(&layer.op),
             path: path(board.isa(), &parsed, &layer, output).name(),
             instructions: sum / found.len() as u64,
             macs: layer.op.macs(input, output),
