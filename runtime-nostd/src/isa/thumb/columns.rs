@@ -142,6 +142,7 @@ impl<'a> Columns<'a> {
     ///
     /// # Safety
     /// They are within the input, and the column from `to` on has room for them. Neither number is 0.
+    #[inline(always)]
     unsafe fn append(&self, to: &mut *mut u32, from: *const u8, run: usize, rows: usize) -> i32 {
         let pitch = self.shape.width * self.shape.channels;
         let mut at = *to;

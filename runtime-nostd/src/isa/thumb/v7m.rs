@@ -42,14 +42,14 @@ macro_rules! pair {
     };
 }
 
-/// Frame: 0 sums, 16 [`Group`], 20 end of the columns. Weights are in r1.
+/// Frame: 0 sums, 16 end of the columns, 20 [`Group`]. Weights are in r1.
 macro_rules! enter {
     () => {
         "push {{r4-r11, lr}}
          ldr r1, [r0, #32]
          ldr r2, [r0, #28]
          sub sp, sp, #24
-         strd r0, r2, [sp, #16]
+         strd r2, r0, [sp, #16]
          1:\n"
     };
 }
@@ -84,8 +84,7 @@ macro_rules! begin {
 /// Adds the upper halves to the sums. After the last codes of a row, finishes that; after the last row, goes to 9.
 macro_rules! flush {
     () => {
-        "ldm sp, {{r8-r11}}
-         ldr r12, [sp, #20]
+        "ldm sp, {{r8-r12}}
          add r8, r8, r4, asr #16
          add r9, r9, r5, asr #16
          add r10, r10, r6, asr #16
@@ -93,7 +92,7 @@ macro_rules! flush {
          stm sp, {{r8-r11}}
          cmp r0, r12
          bne 2b
-         ldr r0, [sp, #16]
+         ldr r0, [sp, #20]
          ldr r12, [r0, #36]
          blx r12
          beq 9f\n"
@@ -137,7 +136,7 @@ macro_rules! row {
     ($corrections:literal, $mask:literal, $bytes:literal, $words:literal, $($step:expr),+) => {
         concat!(
             begin!($corrections, $mask),
-            "2: ldr r12, [sp, #20]
+            "2: ldr r12, [sp, #16]
              add r3, r0, #", $bytes, "
              cmp r3, r12
              it hi
@@ -257,7 +256,7 @@ pub(super) unsafe extern "C" fn w8(group: &mut Group) {
     naked_asm!(
         enter!(),
         "ldr r0, [r0, #24]
-         ldr lr, [sp, #20]
+         ldr lr, [sp, #16]
          mov r8, #0
          mov r9, #0
          mov r10, #0
@@ -273,7 +272,7 @@ pub(super) unsafe extern "C" fn w8(group: &mut Group) {
         ".endr
          cmp r0, lr
          bne 2b
-         ldr r0, [sp, #16]
+         ldr r0, [sp, #20]
          ldr r12, [r0, #36]
          blx r12
          beq 9f
@@ -348,7 +347,7 @@ macro_rules! add_residual {
 /// Whether that was the last row, as the zero flag; the group to r0.
 macro_rules! end_row {
     () => {
-        "ldr r0, [sp, #16]
+        "ldr r0, [sp, #20]
          str r2, [r0, #8]
          ldr r3, [r0, #12]
          cmp r2, r3
