@@ -94,7 +94,8 @@ pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &
         Width::W4 if cfg!(feature = "w4") => (rows::w4, [8, 8]),
         Width::W2 if cfg!(feature = "w2") => (rows::w2, [1, 2]),
         Width::W1 if cfg!(feature = "w1") => (rows::w1, [1, 1]),
-        Width::W8 | Width::W4 | Width::W2 | Width::W1 => (rows::w8, [0, 0]),
+        Width::W8 => (rows::w8, [0, 0]),
+        Width::W4 | Width::W2 | Width::W1 => return false,
     };
     let size = match packing.width {
         Width::W8 => 2,
