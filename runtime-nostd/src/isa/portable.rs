@@ -23,6 +23,13 @@ pub(crate) fn unpack<C: Code>(packing: &Packing, packed: &[u8], row: usize, code
     let block = packed.get(row / rows * packing.block_bytes()..).unwrap_or_default();
     let row = row % rows;
     match (packing.order, packing.width) {
+        (Order::Blocks, Width::W8) => {
+            let pairs = block.as_chunks::<8>().0.iter();
+            unpack_words(
+                pairs.map(|pair| [pair[4 * row], pair[4 * row + 1], pair[4 * row + 2], pair[4 * row + 3]]),
+                codes,
+            );
+        }
         _ if !LARGE => {
             for (i, code) in codes.iter_mut().enumerate() {
                 *code = C::new(packing.decode(block, row, i) as u8);
@@ -32,13 +39,6 @@ pub(crate) fn unpack<C: Code>(packing: &Packing, packed: &[u8], row: usize, code
             for (i, code) in codes.iter_mut().enumerate() {
                 *code = C::new(packing.decode(block, row, i) as u8);
             }
-        }
-        (Order::Blocks, Width::W8) => {
-            let pairs = block.as_chunks::<8>().0.iter();
-            unpack_words(
-                pairs.map(|pair| [pair[4 * row], pair[4 * row + 1], pair[4 * row + 2], pair[4 * row + 3]]),
-                codes,
-            );
         }
         (Order::Blocks, Width::W4) => {
             let bytes = |word: u32| [word, word >> 4, word >> 16, word >> 20].map(|bits| (bits as u8 & 0xF).wrapping_sub(8));
