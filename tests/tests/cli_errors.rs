@@ -5,6 +5,7 @@ mod command;
 use std::fs;
 use std::path::Path;
 
+use adcorda_formats::VERSION;
 use command::{adcorda, binary, checkpoint, model, tool};
 use tempfile::tempdir;
 
@@ -147,15 +148,16 @@ fn no_gpu() {
 }
 
 #[test]
-fn model_truncated_flipped_newer() {
+fn model_truncated_flipped_newer_older() {
     let folder = tempdir().unwrap();
     let bytes = fs::read(model("tiny w2")).unwrap();
     let file = folder.path().join("m.adq");
     type Damage = fn(&mut Vec<u8>);
-    let cases: [(Damage, &[&str]); 3] = [
+    let cases: [(Damage, &[&str]); 4] = [
         (|bytes| bytes.truncate(bytes.len() - 7), &["bytes"]),
         (|bytes| *bytes.last_mut().unwrap() ^= 1, &["checksum"]),
-        (|bytes| bytes[8] = 2, &["version 2", "newer"]),
+        (|bytes| bytes[8] = VERSION as u8 + 1, &["newer"]),
+        (|bytes| bytes[8] = VERSION as u8 - 1, &["draft", "export"]),
     ];
     for (damage, parts) in cases {
         let mut damaged = bytes.clone();
