@@ -65,7 +65,8 @@ for w in "${widths[@]}"; do
     for arm in adcorda control; do integer "$w-$arm" "$w" "$out/$w-refined/$arm"; done
     final=$w-adcorda
   fi
-  for board in mps2-an386 mps2-an385; do
+  step "$out/$w.inspected" "$w" inspect "$out/$final.adq"
+  for board in mps2-an386 mps2-an500 mps2-an505 mps2-an385 mps2-an385-m0 mps3-an547; do
     step "$out/$w.$board" "$w" run "$out/$final.adq" --board "$board" --data "$data" --images 32
   done
 done
