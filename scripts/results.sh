@@ -13,7 +13,7 @@ shift 3
 widths=("$@")
 ((${#widths[@]})) || widths=(w8 w4 w2 w1)
 seed=${SEED:-1} limit=${LIMIT:-10000} epochs=${EPOCHS:-2}
-adcorda=${ADCORDA:-target/release/adcorda}
+adcorda=${ADCORDA:-${CARGO_TARGET_DIR:-target}/release/adcorda}
 [[ -n ${ADCORDA-} ]] || cargo build --release # never a binary of other sources
 mkdir -p "$out"
 printf '{"commit":"%s","seed":%s,"training_images":%s,"epochs":%s,"device":"flex","machine":"%s, %s cores"}\n' \
