@@ -10,7 +10,7 @@
 #   ./ci.sh ndarray      the ndarray backend agrees with flex
 #   ./ci.sh cuda-check   type-checks the CUDA backend; needs no GPU
 #   ./ci.sh demo         the demo in release, with parity in QEMU
-#   ./ci.sh record       measures instructions and model cycles anew: benches/, docs/PERFORMANCE.md (not part of test)
+#   ./ci.sh record       measures instructions, model cycles and code sizes anew: benches/, docs/PERFORMANCE.md (not part of test)
 #   ./ci.sh help         this text
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -87,6 +87,7 @@ record() {
   say "record"
   ADCORDA_RECORD=1 REQUIRE_QEMU=1 cargo test --locked -p adcorda-tests --test instructions
   benches/cycles/run.sh
+  benches/size/run.sh
   cargo run --quiet --locked -p adcorda-tests --bin performance
   git --no-pager diff --stat -- benches docs/PERFORMANCE.md
 }

@@ -14,7 +14,7 @@
 //!    target gives the same bits.
 //! 3. **[`Session::run`] cannot fail or panic.** [`Model::parse`](formats::Model::parse), [`Session::new`] and
 //!    [`Image::new`] check everything that could go wrong, and their results are proof of it.
-//! 4. **No unsafe code** outside of the kernels for one instruction set: none at all on the host.
+//! 4. **Unsafe code and assembly only in the kernels of an instruction set**, the private module `isa`; every block says why it is sound.
 //!
 //! # Example
 //!

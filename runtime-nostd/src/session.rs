@@ -79,7 +79,7 @@ impl<'m> Session<'m> {
                 let convolution = Convolution::new(model, op, y)?;
                 let (x, y, scratch) = self.buffers(tensor(model, *input)?, y, layer.scratch)?;
                 if !isa::depthwise_conv2d(&convolution, x.codes, y.codes, scratch) {
-                    kernels::depthwise_conv2d(&convolution, x.codes, y.codes, scratch);
+                    kernels::conv2d(&convolution, x.codes, y.codes, scratch);
                 }
             }
             Op::Add {

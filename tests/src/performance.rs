@@ -1,4 +1,5 @@
-//! The generated part of `docs/PERFORMANCE.md`: what `benches/instructions` and `benches/cycles` hold, as tables.
+//! The generated part of `docs/PERFORMANCE.md`: what `benches/instructions`, `benches/cycles` and `benches/size`
+//! hold, as tables.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -107,6 +108,33 @@ fn tables() -> io::Result<String> {
                 text.push('\n');
             }
         }
+    }
+    text += &sizes()?;
+    Ok(text)
+}
+
+/// Flash of the runtime, by board and by the width that its firmware is built for.
+fn sizes() -> io::Result<String> {
+    let file = root().join("benches/size/runtime.csv");
+    let csv = fs::read_to_string(&file).map_err(|error| io::Error::other(format!("{}: {error}", file.display())))?;
+    let field = |board: &str, width: &str, column: usize| {
+        let line = csv.lines().find(|line| line.starts_with(&format!("{board},{width},")));
+        let field = line.and_then(|line| line.split(',').nth(column)?.parse().ok());
+        field
+            .map(thousands)
+            .ok_or_else(|| io::Error::other(format!("no {board} at {width} in {}", file.display())))
+    };
+    let mut text = String::from(
+        "\n### Code\n\nBytes of flash: kernels and session, in a firmware for networks of one width (which has the 8-bit kernels of \
+         first and last\nlayers, too) or of all widths and depthwise convolutions; and the parser with its error messages.\n\n\
+         | core | 8 bit | 4 bit | ternary | binary | all | parser |\n|---|---|---|---|---|---|---|\n",
+    );
+    for (board, core) in BOARDS {
+        write!(text, "| {core} |").expect("a string grows");
+        for width in ["w8", "w4", "w2", "w1", "all"] {
+            write!(text, " {} |", field(board, width, 2)?).expect("a string grows");
+        }
+        writeln!(text, " {} |", field(board, "all", 3)?).expect("a string grows");
     }
     Ok(text)
 }

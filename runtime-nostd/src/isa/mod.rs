@@ -21,7 +21,7 @@ mod thumb;
 mod widened;
 
 pub use path::{Isa, Path, path};
-pub(crate) use portable::{dot, sum, unpack, unpack_one};
+pub(crate) use portable::{dot, sum, unpack};
 
 use core::ops::Range;
 
@@ -58,10 +58,7 @@ pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], 
     #[cfg(any(adcorda_isa = "thumb1", adcorda_isa = "thumb2"))]
     return thumb::depthwise_conv2d(layer, x, y, scratch);
     #[cfg(adcorda_isa = "portable")]
-    {
-        let _ = (layer, x, y, scratch);
-        false
-    }
+    return widened::depthwise_conv2d(layer, x, y, scratch);
 }
 
 /// A residual addition, of as many elements from the first on as the instruction set is good for; gives their number. `y` lies

@@ -212,7 +212,8 @@ pub(super) fn depthwise(isa: Isa, layer: &Convolution<'_>, scratch_bytes: usize)
                 && is_plain(&layer.epilogue)
                 && scratch_bytes >= 5 * CHANNELS * layer.weights.packing.k
         }
-        Isa::Portable => false,
+        // Unpacked weights of sixteen channels.
+        Isa::Portable => layer.x.channels.is_multiple_of(CHANNELS) && scratch_bytes >= 16 * layer.weights.packing.k,
     };
     if fast { Path::Depthwise } else { Path::Generic }
 }

@@ -10,6 +10,9 @@ use super::Isa;
 /// Whether speed is worth code: not where kernels of an instruction set take the usual shapes.
 const LARGE: bool = matches!(Isa::CURRENT, Isa::Portable);
 
+/// Whether the last layer, of 8 bits in most networks, comes here.
+const GENERIC_LOGITS: bool = matches!(Isa::CURRENT, Isa::Mve);
+
 /// Codes handled per step: one 128-bit vector.
 const CHUNK: usize = if LARGE { 16 } else { 1 };
 
@@ -23,29 +26,19 @@ pub(crate) fn unpack<C: Code>(packing: &Packing, packed: &[u8], row: usize, code
     let block = packed.get(row / rows * packing.block_bytes()..).unwrap_or_default();
     let row = row % rows;
     match (packing.order, packing.width) {
-        (Order::Blocks, Width::W8) => {
+        (Order::Blocks, Width::W8) if LARGE || GENERIC_LOGITS => {
             let pairs = block.as_chunks::<8>().0.iter();
             unpack_words(
                 pairs.map(|pair| [pair[4 * row], pair[4 * row + 1], pair[4 * row + 2], pair[4 * row + 3]]),
                 codes,
             );
         }
-        _ if !LARGE => {
-            for (i, code) in codes.iter_mut().enumerate() {
-                *code = C::new(packing.decode(block, row, i) as u8);
-            }
-        }
-        (Order::Channels, _) => {
-            for (i, code) in codes.iter_mut().enumerate() {
-                *code = C::new(packing.decode(block, row, i) as u8);
-            }
-        }
-        (Order::Blocks, Width::W4) => {
+        (Order::Blocks, Width::W4) if LARGE => {
             let bytes = |word: u32| [word, word >> 4, word >> 16, word >> 20].map(|bits| (bits as u8 & 0xF).wrapping_sub(8));
             unpack_words(words(block).map(|word| bytes(word >> (8 * row))), codes);
         }
         // Rotated so that the row's codes are the lowest bits of the bytes, in order.
-        (Order::Blocks, Width::W2) => {
+        (Order::Blocks, Width::W2) if LARGE => {
             let (first, rotation) = (row.is_multiple_of(2), lane(row, 4));
             let code = |bits: u8| match first {
                 true => (bits & 0b11).wrapping_sub(1),
@@ -56,7 +49,7 @@ pub(crate) fn unpack<C: Code>(packing: &Packing, packed: &[u8], row: usize, code
                 codes,
             );
         }
-        (Order::Blocks, Width::W1) => {
+        (Order::Blocks, Width::W1) if LARGE => {
             let rotation = lane(row, 1);
             let code = |bits: u8| (bits & 1).wrapping_mul(2).wrapping_sub(1);
             unpack_words(
@@ -67,13 +60,12 @@ pub(crate) fn unpack<C: Code>(packing: &Packing, packed: &[u8], row: usize, code
                 codes,
             );
         }
+        (Order::Blocks | Order::Channels, _) => {
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code = C::new(packing.decode(block, row, i) as u8);
+            }
+        }
     }
-}
-
-/// One code of packed weights. For a few codes in another order than that of [`unpack`].
-#[inline]
-pub(crate) fn unpack_one(packing: &Packing, packed: &[u8], row: usize, i: usize) -> u8 {
-    packing.decode(packed, row, i) as u8
 }
 
 /// An unpacked code.

@@ -17,7 +17,8 @@ pub(crate) fn add(arena: &mut [u8], a: Range<usize>, b: Range<usize>, y: Range<u
     let done = isa::add(arena, &a, &b, &y, &rule);
     let [a, b, y] = [a, b, y].map(|range| range.start + done..range.end);
     let cells = Cell::from_mut(arena).as_slice_of_cells();
-    for ((a, b), y) in cells[a].iter().zip(&cells[b]).zip(&cells[y]) {
+    let [a, b, y] = [a, b, y].map(|range| cells.get(range).unwrap_or_default());
+    for ((a, b), y) in a.iter().zip(b).zip(y) {
         y.set(rule.apply(a.get() as i8, b.get() as i8) as u8);
     }
 }

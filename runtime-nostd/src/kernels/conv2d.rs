@@ -1,108 +1,80 @@
-//! 2-D convolution and fully connected layers.
+//! 2-D convolution, depthwise too, and fully connected layers.
 
-use core::iter::{Skip, StepBy};
-use core::slice::IterMut;
+use adcorda_formats::Order;
 
-use super::{Convolution, Epilogue, Span};
+use super::{Convolution, Epilogue};
 use crate::isa;
-use crate::requantize::{AddRequantizer, Requantizer};
 
-/// 2-D convolution of one image: weights of any width, int8 activations, any shape.
+/// 2-D convolution of one image: weights of any width, int8 activations, any shape. A depthwise one has rows of one channel.
 ///
 /// `y[oy,ox,o] = requantize(bias[o] + sum(x[iy,ix,i] * w[o,ky,kx,i]))`; `bias` already holds `- zero_point_in * sum(w)`, so
-/// the inner loop is a plain dot product, and a padded position counts as `zero_point_in`.
+/// a padded position counts as `zero_point_in`, and the inner loop is a plain dot product.
 ///
-/// Output channels are the outer loop: each row is unpacked once and then meets every pixel. In an HWC input the taps of one
-/// kernel row lie side by side, so a window is `kh` dot products of `kw * c_in` codes.
+/// Output channels are the outer loop: each row is unpacked once and then meets every pixel. In an HWC input the codes of a tap
+/// lie side by side, so a window is `kh * kw` dot products of `c_in` codes.
 ///
 /// # Shapes
-/// `x: [h, w, c_in]` | weights `[c_out, kh, kw, c_in]`, packed | `y: [oh, ow, c_out]`, of `i32` for logits |
-/// `scratch`: at least `[kh * kw * c_in]`
+/// `x: [h, w, c_in]` | weights `[c_out, kh, kw, c_in]` or, depthwise, `[c, kh, kw]`, packed | `y: [oh, ow, c_out]`, of `i32` for
+/// logits | `scratch`: at least a row's codes
 ///
 /// # Source
 /// Jacob et al. 2018, section 2.2 and 2.3.
 pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) {
     let (window, packing) = (&layer.window, &layer.weights.packing);
-    let channels = layer.x.channels;
-    let zero_point = i32::from(layer.x_zero_point);
-    let kernel_width = usize::from(window.kernel_width);
+    let channels = match packing.order {
+        Order::Blocks => layer.x.channels.max(1),
+        Order::Channels => 1,
+    };
+    let kernel_width = usize::from(window.kernel_width).max(1);
     let Some(codes) = scratch.get_mut(..packing.k) else {
         return;
     };
 
     for (row, bias) in layer.weights.bias.iter().enumerate() {
         isa::unpack(packing, layer.weights.packed, row, codes);
-        let total = isa::sum(codes);
-        let mut out = ChannelOutput::new(layer, row, y);
+        let first = match packing.order {
+            Order::Blocks => 0,
+            Order::Channels => row,
+        };
         for oy in 0..layer.y.height {
-            let rows = Span::new(oy, window.stride_height, window.pad_top, window.kernel_height, layer.x.height);
+            // Beyond the upper or left edge they wrap around, and are as far outside as beyond the others.
+            let top = (oy * usize::from(window.stride_height)).wrapping_sub(window.pad_top.into());
             for ox in 0..layer.y.width {
-                let columns = Span::new(ox, window.stride_width, window.pad_left, window.kernel_width, layer.x.width);
-                let run = columns.len * channels;
-                let padding = zero_point != 0 && run * rows.len < codes.len();
+                let left = (ox * usize::from(window.stride_width)).wrapping_sub(window.pad_left.into());
                 let mut acc = bias;
-                let mut padded = total;
-                for row in 0..rows.len {
-                    let x_row = &x[((rows.start + row) * layer.x.width + columns.start) * channels..][..run];
-                    let w_row = &codes[((rows.tap + row) * kernel_width + columns.tap) * channels..][..run];
-                    acc = acc.wrapping_add(isa::dot(x_row, w_row));
-                    if padding {
-                        padded = padded.wrapping_sub(isa::sum(w_row));
-                    }
+                for (tap, codes) in codes.chunks_exact(channels).enumerate() {
+                    let (iy, ix) = (top.wrapping_add(tap / kernel_width), left.wrapping_add(tap % kernel_width));
+                    acc = acc.wrapping_add(if iy < layer.x.height && ix < layer.x.width {
+                        let at = (iy * layer.x.width + ix) * layer.x.channels + first;
+                        isa::dot(x.get(at..at + channels).unwrap_or_default(), codes)
+                    } else {
+                        isa::sum(codes).wrapping_mul(layer.x_zero_point.into())
+                    });
                 }
-                if padding {
-                    acc = acc.wrapping_add(zero_point.wrapping_mul(padded));
-                }
-                out.push(acc);
+                let pixel = oy * layer.y.width + ox;
+                store(layer, acc, row, pixel, y);
             }
         }
     }
 }
 
-/// Where the accumulators of one output channel go, pixel by pixel.
-pub(super) enum ChannelOutput<'a> {
-    Codes {
-        rule: Requantizer,
-        residual: Option<AddRequantizer>,
-        out: StepBy<Skip<IterMut<'a, u8>>>,
-    },
-    Logits {
-        out: StepBy<Skip<IterMut<'a, [u8; 4]>>>,
-    },
-}
-
-impl<'a> ChannelOutput<'a> {
-    pub(super) fn new(layer: &Convolution<'_>, row: usize, y: &'a mut [u8]) -> Self {
-        let stride = layer.y.channels.max(1);
-        match &layer.epilogue {
-            Epilogue::Codes { rules, residual } => ChannelOutput::Codes {
-                rule: rules.rule(rules.multiplier.get(row)),
-                residual: *residual,
-                out: y.iter_mut().skip(row).step_by(stride),
-            },
-            Epilogue::Logits => ChannelOutput::Logits {
-                out: y.as_chunks_mut().0.iter_mut().skip(row).step_by(stride),
-            },
-        }
-    }
-
-    /// The next pixel.
-    #[inline]
-    pub(super) fn push(&mut self, acc: i32) {
-        match self {
-            ChannelOutput::Codes { rule, residual, out } => {
-                if let Some(code) = out.next() {
-                    let v = rule.apply(acc);
-                    *code = match residual {
-                        Some(add) => add.apply(v, *code as i8),
-                        None => v,
-                    } as u8;
-                }
+/// Makes of an accumulator what the layer makes of it.
+#[inline]
+fn store(layer: &Convolution<'_>, acc: i32, row: usize, pixel: usize, y: &mut [u8]) {
+    let at = pixel * layer.y.channels + row;
+    match &layer.epilogue {
+        Epilogue::Codes { rules, residual } => {
+            if let Some(code) = y.get_mut(at) {
+                let v = rules.rule(rules.multiplier.get(row)).apply(acc);
+                *code = match residual {
+                    Some(add) => add.apply(v, *code as i8),
+                    None => v,
+                } as u8;
             }
-            ChannelOutput::Logits { out } => {
-                if let Some(logit) = out.next() {
-                    *logit = acc.to_le_bytes();
-                }
+        }
+        Epilogue::Logits => {
+            if let Some(logit) = y.as_chunks_mut().0.get_mut(at) {
+                *logit = acc.to_le_bytes();
             }
         }
     }

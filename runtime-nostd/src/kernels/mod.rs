@@ -10,7 +10,6 @@
 mod add;
 mod avg_pool;
 mod conv2d;
-mod depthwise_conv2d;
 mod input_table;
 mod max_pool;
 mod subsample;
@@ -18,7 +17,6 @@ mod subsample;
 pub(crate) use add::add;
 pub(crate) use avg_pool::avg_pool;
 pub(crate) use conv2d::conv2d;
-pub(crate) use depthwise_conv2d::depthwise_conv2d;
 pub(crate) use input_table::input_table;
 pub(crate) use max_pool::max_pool;
 pub(crate) use subsample::subsample;
@@ -203,6 +201,7 @@ pub(crate) struct Span {
     /// First position inside the input.
     pub(crate) start: usize,
     /// First kernel tap inside the input.
+    #[cfg_attr(adcorda_isa = "dsp", expect(dead_code, reason = "kernels there count taps themselves"))]
     pub(crate) tap: usize,
     /// Taps inside the input.
     pub(crate) len: usize,

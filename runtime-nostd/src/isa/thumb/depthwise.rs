@@ -7,7 +7,6 @@ use core::ptr;
 
 use super::{is_aligned, rows};
 use crate::isa::path::{self, Isa, Path};
-use crate::isa::unpack_one;
 use crate::kernels::{Convolution, Epilogue, Span};
 
 /// Channels computed at a time.
@@ -84,7 +83,7 @@ pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], 
             run.bias[channel] = layer.weights.bias.get(first + channel);
             run.multiplier[channel] = rules.multiplier.get(first + channel);
             for (i, tap) in weights.as_chunks_mut::<{ 4 * CHANNELS }>().0.iter_mut().enumerate() {
-                let code = unpack_one(packing, layer.weights.packed, first + channel, i) as i8;
+                let code = packing.decode(layer.weights.packed, first + channel, i);
                 tap[4 * channel..][..4].copy_from_slice(&i32::from(code).to_le_bytes());
             }
         }

@@ -1,44 +1,36 @@
-//! Depthwise 2-D convolution.
+//! Depthwise convolutions of sixteen channels at a time: neighbours in memory, so that a compiler makes them lanes of vectors.
 
-use super::{ChannelRules, Convolution, Epilogue};
-use crate::isa::{self, Isa};
+use crate::isa::path::{self, Isa, Path};
+use crate::kernels::{ChannelRules, Convolution, Epilogue};
 
-/// Depthwise 2-D convolution of one image, channel multiplier 1.
-///
-/// `y[oy,ox,c] = requantize(bias[c] + sum(x[iy,ix,c] * w[c,ky,kx]))`; padding and bias as in
-/// [`conv2d`](super::conv2d()).
-///
-/// As many channels at a time as there is scratch for: neighbours in memory, so that a compiler can make them lanes of a vector.
+/// Channels computed at a time.
+const MANY: usize = 16;
+/// The same, for what is left.
+const FEW: usize = 4;
+
+/// A depthwise convolution. Returns whether it is done; if not, nothing is written.
 ///
 /// # Shapes
-/// `x: [h, w, c]` | weights `[c, kh, kw]`, packed | `y: [oh, ow, c]` | `scratch`: at least `[kh * kw]`
-pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) {
+/// `x: [h, w, c]` | `y: [oh, ow, c]`
+pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
     let Epilogue::Codes { rules, .. } = &layer.epilogue else {
-        return;
+        return false;
     };
-    let (channels, taps) = (layer.x.channels, layer.weights.packing.k);
-    let mut channel = 0;
-    while channel < channels {
-        let left = channels - channel;
-        channel += match scratch.len() / taps.max(1) {
-            MANY.. if left >= MANY => some_channels::<MANY>(layer, rules, channel, x, y, scratch),
-            FEW.. if left >= FEW => some_channels::<FEW>(layer, rules, channel, x, y, scratch),
-            _ => some_channels::<1>(layer, rules, channel, x, y, scratch),
-        };
+    if path::depthwise(Isa::Portable, layer, scratch.len()) != Path::Depthwise {
+        return false;
     }
+    let channels = layer.x.channels;
+    let many = channels - channels % MANY;
+    for first in (0..many).step_by(MANY) {
+        some_channels::<MANY>(layer, rules, first, x, y, scratch);
+    }
+    for first in (many..channels).step_by(FEW) {
+        some_channels::<FEW>(layer, rules, first, x, y, scratch);
+    }
+    true
 }
 
-/// Channels at a time, if there are so many: lanes of vectors, or as many accumulators as there are registers for. Where an
-/// instruction set has a kernel of its own for all usual shapes, the rest is not worth code.
-const MANY: usize = match Isa::CURRENT {
-    Isa::Portable => 16,
-    Isa::Thumb1 | Isa::Thumb2 => 4,
-    Isa::Dsp | Isa::Mve => 1,
-};
-/// The same, for what is left.
-const FEW: usize = if MANY < 4 { MANY } else { 4 };
-
-/// `N` channels from `first` on; gives `N`.
+/// `N` channels from `first` on.
 fn some_channels<const N: usize>(
     layer: &Convolution<'_>,
     rules: &ChannelRules<'_>,
@@ -46,18 +38,18 @@ fn some_channels<const N: usize>(
     x: &[u8],
     y: &mut [u8],
     scratch: &mut [u8],
-) -> usize {
+) {
     let (window, packing, channels) = (&layer.window, &layer.weights.packing, layer.x.channels);
     let (rows, columns) = (usize::from(window.kernel_height), usize::from(window.kernel_width));
     let padding = [layer.x_zero_point as u8; N];
     // Tap by tap, the channels of each side by side.
     let (codes, _) = scratch.as_chunks_mut::<N>();
     let Some(codes) = codes.get_mut(..packing.k) else {
-        return N;
+        return;
     };
     for (tap, codes) in codes.iter_mut().enumerate() {
         for (i, code) in codes.iter_mut().enumerate() {
-            *code = isa::unpack_one(packing, layer.weights.packed, first + i, tap);
+            *code = packing.decode(layer.weights.packed, first + i, tap) as u8;
         }
     }
     let bias: [i32; N] = core::array::from_fn(|i| layer.weights.bias.get(first + i));
@@ -93,5 +85,4 @@ fn some_channels<const N: usize>(
             }
         }
     }
-    N
 }

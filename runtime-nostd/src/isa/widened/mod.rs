@@ -3,6 +3,10 @@
 //! The input's zero point is taken from the codes on their way: padding is then nothing at all, and the sums differ from those
 //! over codes by `zero_point * sum(w)`, once a channel. Steps in between may wrap; the accumulator itself fits.
 
+mod depthwise;
+
+pub(crate) use self::depthwise::depthwise_conv2d;
+
 use super::path::{self, Isa, Path};
 use super::unpack;
 use crate::kernels::{Convolution, Epilogue, Span};
