@@ -3,7 +3,7 @@
 //! What is left after a change and still parses is a model like any other: it runs inside of its arena and computes what the
 //! oracle computes. The starting point is a small network with every operation and width.
 
-use adcorda_formats::{HEADER_BYTES, MAGIC, Model, ParseError};
+use adcorda_formats::{HEADER_BYTES, MAGIC, Model, ParseError, VERSION};
 use adcorda_tests::{cases, host, oracle};
 
 /// Models with larger arenas are not run: a change may ask for gigabytes.
@@ -69,7 +69,7 @@ fn reseal(file: &mut [u8]) {
 fn file_of(graph: &[u8], weights: &[u8]) -> Vec<u8> {
     let weights_offset = (HEADER_BYTES + graph.len()).next_multiple_of(16);
     let mut file = MAGIC.to_vec();
-    file.extend(1u16.to_le_bytes());
+    file.extend(VERSION.to_le_bytes());
     file.extend((HEADER_BYTES as u16).to_le_bytes());
     for length in [graph.len(), weights_offset, weights.len(), weights_offset + weights.len(), 0] {
         file.extend((length as u32).to_le_bytes());
@@ -288,7 +288,8 @@ fn errors_name_what_is_wrong() {
         Model::parse(&file).expect_err("a broken header").to_string()
     };
     assert!(message(0, b'P').starts_with("not an adq model"));
-    assert!(message(8, 9).starts_with("version 9 is newer than 1"));
+    assert!(message(8, 9).starts_with(&format!("version 9 is newer than {VERSION}")));
+    assert!(message(8, 1).starts_with(&format!("version 1 is a draft of version {VERSION}")));
     assert!(message(8, 0).starts_with("version 0 does not exist"));
     assert!(message(10, 33).starts_with("the header says it has 33 bytes"));
     let last = model().len() - 1;
