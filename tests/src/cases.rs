@@ -33,6 +33,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(logits(width));
         cases.push(ends(width));
         cases.push(ends_long(width));
+        cases.push(ends_longest(width));
         cases.extend(ends_of_lanes(width));
         cases.push(ends_depthwise(width));
     }
@@ -209,6 +210,20 @@ fn ends_long(width: Width) -> Case {
     net.conv2d(0, window([3, 3], [1, 1], [1; 4]), 8, matrix);
     let mut case = net.finish(width, 2);
     case.images = extreme_images(4 * 128);
+    case
+}
+
+/// Inputs and weights at their ends for nearly as long as 8 bits allow: `128 * 127 * 132104` is beyond 31 bits.
+fn ends_longest(width: Width) -> Case {
+    let mut net = Net::new(format!("ends_longest_{}", width.name()), [32, 128, 31]).input_codes(Table::Identity);
+    net.zero_point(0, 0);
+    let matrix = Matrix {
+        codes: Codes::Ends,
+        ..Matrix::random(width)
+    };
+    net.linear(0, 4, matrix);
+    let mut case = net.finish(width, 2);
+    case.images = extreme_images(32 * 128 * 31);
     case
 }
 
