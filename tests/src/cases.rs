@@ -6,7 +6,7 @@
 
 use adcorda_formats::{Graph, Model, Op, Order, Scratch, TensorId, Width};
 
-use crate::net::{Bias, Codes, Matrix, Net, Rules, Sum, Table, place, window};
+use crate::net::{Bias, Codes, Matrix, Net, Random, Rules, Sum, Table, place, window};
 
 /// A model and images to run it on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,9 @@ pub struct Case {
     /// Images of the model's input size, `u8`, HWC.
     pub images: Vec<Vec<u8>>,
 }
+
+/// Networks of shapes that nobody thought of.
+const RANDOM: usize = 100;
 
 /// Every case, in the same order and with the same bytes each time.
 ///
@@ -42,6 +45,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(pools());
     cases.extend(subsample());
     cases.extend(networks());
+    cases.extend((0..RANDOM).map(random));
     cases.into_iter().flat_map(|case| [case.roomy(), case]).collect()
 }
 
@@ -116,6 +120,53 @@ fn fused(width: Width) -> Vec<Case> {
         case("clamp", [3, 4, 8], 16, narrow, true),
         case("ends_deep", [3, 4, 8], 16, Sum::new(32_767, 32_767, 30), true),
     ]
+}
+
+/// Network `number` of three layers with any shapes: a convolution; another one, depthwise or not, over a residual or not; and
+/// one of any width.
+fn random(number: usize) -> Case {
+    let mut random = Random::new(&format!("random {number}"));
+    let channels = |random: &mut Random| match random.within(0, 3) {
+        0 => 4 * random.within(1, 12),
+        1 => 16 * random.within(1, 4),
+        _ => random.within(1, 40),
+    };
+    let any_window = |[height, width, _]: [usize; 3], random: &mut Random| {
+        let largest = if random.within(0, 4) == 0 { 8 } else { 3 };
+        let mut axis = |size: usize| {
+            let kernel = random.within(1, largest);
+            let (before, after) = (random.within(0, kernel - 1), random.within(0, kernel - 1));
+            // Not larger than what it moves over.
+            let kernel = kernel.min(size + before + after);
+            [kernel, random.within(1, 3), before, after].map(|n| n as u8)
+        };
+        let [rows, columns] = [axis(height), axis(width)];
+        let padding = [rows[2], rows[3], columns[2], columns[3]];
+        window([rows[0], columns[0]], [rows[1], columns[1]], padding)
+    };
+    let width = |random: &mut Random| Width::ALL[random.within(0, 3)];
+    let shape = [random.within(1, 9), random.within(1, 9), channels(&mut random)];
+    let mut net = Net::new(format!("random_{number}"), shape);
+    let first = any_window(shape, &mut random);
+    let x = net.conv2d(0, first, channels(&mut random), Matrix::random(width(&mut random)));
+    let matrix = Matrix::random(width(&mut random));
+    let second = any_window(net.shape(x), &mut random);
+    let y = match random.within(0, 2) {
+        0 => net.depthwise_conv2d(x, second, matrix),
+        1 => net.conv2d(x, second, channels(&mut random), matrix),
+        _ => {
+            let (size, many) = (random.within(0, 1), net.shape(x)[2]);
+            let same = [window([1, 1], [1, 1], [0; 4]), window([3, 3], [1, 1], [1; 4])][size];
+            let y = net.conv2d(x, same, many, matrix.clone());
+            let sum = Sum::new(17_000, 15_000, random.within(13, 16) as u8);
+            let over = (random.within(0, 1) == 0).then_some(x);
+            net.conv2d_residual(y, same, matrix, sum, x, over)
+        }
+    };
+    if random.within(0, 1) == 0 {
+        net.linear(y, channels(&mut random), Matrix::random(width(&mut random)));
+    }
+    net.finish(width(&mut random), random.within(1, 12))
 }
 
 fn depthwise_conv2d(width: Width) -> Vec<Case> {
