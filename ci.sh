@@ -62,7 +62,7 @@ doc() {
 
 host() {
   say "host"
-  REQUIRE_QEMU=1 cargo test --locked --workspace
+  REQUIRE_QEMU=1 cargo test --locked --workspace --no-fail-fast
 }
 
 ndarray() {

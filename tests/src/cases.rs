@@ -1,6 +1,6 @@
 //! Small models with images: every operation at every width, over the shapes and values at which kernels go wrong.
 //!
-//! One list for every target. Each model is a few kilobytes and a run takes few thousand multiply-accumulates, so that an
+//! One list for every target. Most models are a few kilobytes and a run takes few thousand multiply-accumulates, so that an
 //! emulator gets through all of them in seconds. Everything random follows from the case's name: the list is the same on
 //! every machine, and a new case changes no other.
 
@@ -607,6 +607,12 @@ mod tests {
     #[test]
     fn cases_are_small() {
         for case in all() {
+            let (most_macs, most_bytes, most_arena) = match case.name.split('_').next() {
+                // A long sum has many products.
+                _ if case.name.starts_with("ends_longest") => (600_000, 600_000, 1_200_000),
+                Some("random") => (5_000_000, 100_000, 30_000),
+                _ => (200_000, 50_000, 20_000),
+            };
             let model = Model::parse(&case.model).expect("a valid model");
             let macs: u64 = model
                 .layers()
@@ -616,9 +622,14 @@ mod tests {
                     layer.op.macs(&model.tensors()[usize::from(x)], y)
                 })
                 .sum();
-            assert!(macs < 200_000, "{}: {macs} multiply-accumulates", case.name);
-            assert!(case.model.len() < 50_000, "{}: {} bytes", case.name, case.model.len());
-            assert!(model.arena_bytes() < 20_000, "{}: {} bytes", case.name, model.arena_bytes());
+            assert!(macs < most_macs, "{}: {macs} multiply-accumulates", case.name);
+            assert!(case.model.len() < most_bytes, "{}: {} bytes", case.name, case.model.len());
+            assert!(
+                model.arena_bytes() < most_arena,
+                "{}: {} bytes",
+                case.name,
+                model.arena_bytes()
+            );
         }
     }
 
@@ -655,6 +666,7 @@ mod tests {
     /// A kernel that computes nothing right would still pass a case whose outputs all saturate.
     #[test]
     fn outputs_are_varied() {
+        let mut random = HashSet::new();
         for case in all() {
             let meant = ["ends", "clamp", "zero", "one_pixel", "one_class"];
             if meant.iter().any(|part| case.name.contains(part)) {
@@ -664,6 +676,11 @@ mod tests {
             let outputs = oracle::run(&model, &case.images[0]);
             for (layer, output) in model.layers().zip(&outputs[1..]) {
                 let inside: HashSet<_> = output.iter().filter(|&&code| code != 0x80 && code != 0x7f).collect();
+                // Among many, some may.
+                if case.name.starts_with("random") && inside.len() < 3.min(output.len()) {
+                    random.insert(case.name.clone());
+                    continue;
+                }
                 assert!(
                     inside.len() >= 3.min(output.len()),
                     "{}: {} gives {output:?}",
@@ -672,5 +689,7 @@ mod tests {
                 );
             }
         }
+        // Each is there twice.
+        assert!(random.len() < 2 * RANDOM / 5, "{random:?}");
     }
 }
