@@ -148,6 +148,18 @@ pub struct Window {
 }
 
 impl Window {
+    /// 1x1, at stride 1.
+    pub const POINT: Window = Window {
+        kernel_height: 1,
+        kernel_width: 1,
+        stride_height: 1,
+        stride_width: 1,
+        pad_top: 0,
+        pad_bottom: 0,
+        pad_left: 0,
+        pad_right: 0,
+    };
+
     /// Kernel rows x kernel columns.
     pub const fn positions(&self) -> usize {
         self.kernel_height as usize * self.kernel_width as usize

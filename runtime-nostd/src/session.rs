@@ -56,12 +56,13 @@ impl<'m> Session<'m> {
         self.model
     }
 
-    /// Computes one layer into `y`. Not inlined, so that its code can be told from the caller's. [`Model::parse`] proved every `None` below impossible.
+    /// Computes one layer into `y`. [`Model::parse`] proved every `None` below impossible. Not inlined, so that its code can be told
+    /// from the caller's.
     #[inline(never)]
     fn layer(&mut self, layer: &Layer<'_>, y: &Tensor) -> Option<()> {
         let (model, op) = (self.model, &layer.op);
         match op {
-            Op::Conv2d { .. } | Op::Linear { .. } | Op::Logits { .. } => {
+            Op::Conv2d { .. } | Op::DepthwiseConv2d { .. } | Op::Linear { .. } | Op::Logits { .. } => {
                 let convolution = Convolution::new(model, op, y)?;
                 if let Op::Conv2d {
                     residual: Some(residual),
@@ -72,13 +73,6 @@ impl<'m> Session<'m> {
                 }
                 let (x, y, scratch) = self.buffers(tensor(model, op.inputs().next()?)?, y, layer.scratch)?;
                 if !isa::conv2d(&convolution, x.codes, y.codes, scratch) {
-                    kernels::conv2d(&convolution, x.codes, y.codes, scratch);
-                }
-            }
-            Op::DepthwiseConv2d { input, .. } => {
-                let convolution = Convolution::new(model, op, y)?;
-                let (x, y, scratch) = self.buffers(tensor(model, *input)?, y, layer.scratch)?;
-                if !isa::depthwise_conv2d(&convolution, x.codes, y.codes, scratch) {
                     kernels::conv2d(&convolution, x.codes, y.codes, scratch);
                 }
             }

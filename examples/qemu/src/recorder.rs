@@ -44,17 +44,10 @@ impl Recorder {
             begin: 0,
             overhead: 0,
         };
-        const POINT: Window = Window {
-            kernel_height: 1,
-            kernel_width: 1,
-            stride_height: 1,
-            stride_width: 1,
-            pad_top: 0,
-            pad_bottom: 0,
-            pad_left: 0,
-            pad_right: 0,
+        let op = Op::MaxPool {
+            input: 0,
+            window: Window::POINT,
         };
-        let op = Op::MaxPool { input: 0, window: POINT };
         let scratch = Scratch::default();
         let layer = black_box(Layer { name: "", op, scratch });
         let output = black_box([].as_slice());

@@ -1,6 +1,6 @@
 //! What depends on the instruction set, one file each.
 //!
-//! A file offers [`conv2d`] and [`depthwise_conv2d`] for the shapes that it is good at, multiplying the packed weights where
+//! A file offers `conv2d` and `depthwise_conv2d` for the shapes that it is good at, multiplying the packed weights where
 //! they lie. They say whether they took the layer; if not, the kernel that takes every shape does, over [`unpack`]ed rows.
 //! Which shapes a file takes is decided in one place, [`path`], so that a report made on the host is what the device does.
 //!
@@ -25,40 +25,29 @@ pub(crate) use portable::{dot, sum, unpack};
 
 use core::ops::Range;
 
+use adcorda_formats::Order;
+
 use crate::kernels::Convolution;
 use crate::requantize::AddRequantizer;
 
-/// A convolution or a fully connected layer. Returns whether it is done; if not, nothing is written.
+/// A convolution, depthwise or not, or a fully connected layer. Returns whether it is done; if not, nothing is written.
 ///
 /// # Shapes
 /// `x: [h, w, c_in]` | `y: [oh, ow, c_out]`, of `i32` for logits; with a residual it holds the other addend before
 pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
     #[cfg(adcorda_isa = "dsp")]
-    return dsp::conv2d(layer, x, y, scratch);
+    use dsp as isa;
     #[cfg(adcorda_isa = "mve")]
-    return mve::conv2d(layer, x, y, scratch);
+    use mve as isa;
     #[cfg(any(adcorda_isa = "thumb1", adcorda_isa = "thumb2"))]
-    return thumb::conv2d(layer, x, y, scratch);
+    use thumb as isa;
     #[cfg(adcorda_isa = "portable")]
-    return widened::conv2d(layer, x, y, scratch);
-}
+    use widened as isa;
 
-/// A depthwise convolution. Returns whether it is done; if not, nothing is written.
-///
-/// # Shapes
-/// `x: [h, w, c]` | `y: [oh, ow, c]`
-pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) -> bool {
-    if !cfg!(feature = "depthwise") {
-        return false;
+    match layer.weights.packing.order {
+        Order::Blocks => isa::conv2d(layer, x, y, scratch),
+        Order::Channels => cfg!(feature = "depthwise") && isa::depthwise_conv2d(layer, x, y, scratch),
     }
-    #[cfg(adcorda_isa = "dsp")]
-    return dsp::depthwise_conv2d(layer, x, y, scratch);
-    #[cfg(adcorda_isa = "mve")]
-    return mve::depthwise_conv2d(layer, x, y, scratch);
-    #[cfg(any(adcorda_isa = "thumb1", adcorda_isa = "thumb2"))]
-    return thumb::depthwise_conv2d(layer, x, y, scratch);
-    #[cfg(adcorda_isa = "portable")]
-    return widened::depthwise_conv2d(layer, x, y, scratch);
 }
 
 /// A residual addition, of as many elements from the first on as the instruction set is good for; gives their number. `y` lies
@@ -74,6 +63,21 @@ pub(crate) fn add(arena: &mut [u8], a: &Range<usize>, b: &Range<usize>, y: &Rang
         let _ = (arena, a, b, y, rule);
         0
     }
+}
+
+/// Whether `bytes` begins at a word.
+#[cfg(any(adcorda_isa = "dsp", adcorda_isa = "thumb1", adcorda_isa = "thumb2"))]
+fn is_aligned(bytes: *const u8) -> bool {
+    bytes.addr().is_multiple_of(4)
+}
+
+/// Pixels of an output row whose windows reach over neither side of the input.
+#[cfg(any(adcorda_isa = "mve", adcorda_isa = "thumb1", adcorda_isa = "thumb2"))]
+fn inside(layer: &Convolution<'_>) -> Range<usize> {
+    let (pad, stride) = (usize::from(layer.window.pad_left), usize::from(layer.window.stride_width));
+    let last = (layer.x.width + pad).checked_sub(layer.window.kernel_width.into());
+    let end = last.map_or(0, |last| last / stride + 1).min(layer.y.width);
+    pad.div_ceil(stride).min(end)..end
 }
 
 #[cfg(test)]

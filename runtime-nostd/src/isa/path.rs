@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use adcorda_formats::{Layer, Model, Op, Order, Tensor, Width};
+use adcorda_formats::{Layer, Model, Order, Tensor, Width};
 
 use super::depthwise::{CHANNELS, Layout};
 use crate::kernels::{Convolution, Epilogue};
@@ -92,10 +92,13 @@ impl fmt::Display for Path {
 /// else [`Path::Generic`], should the instruction set care), with the features that this crate is built with.
 pub fn path(isa: Isa, model: &Model<'_>, layer: &Layer<'_>, y: &Tensor) -> Path {
     match Convolution::new(model, &layer.op, y) {
-        Some(convolution) if matches!(layer.op, Op::DepthwiseConv2d { .. }) => {
-            depthwise(isa, &convolution, layer.scratch.bytes as usize)
+        Some(convolution) => {
+            let path = match convolution.weights.packing.order {
+                Order::Blocks => blocked,
+                Order::Channels => depthwise,
+            };
+            path(isa, &convolution, layer.scratch.bytes as usize)
         }
-        Some(convolution) => blocked(isa, &convolution, layer.scratch.bytes as usize),
         None => Path::Plain,
     }
 }

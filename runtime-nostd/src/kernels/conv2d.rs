@@ -21,9 +21,10 @@ use crate::isa;
 /// Jacob et al. 2018, section 2.2 and 2.3.
 pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &mut [u8]) {
     let (window, packing) = (&layer.window, &layer.weights.packing);
-    let channels = match packing.order {
-        Order::Blocks => layer.x.channels.max(1),
-        Order::Channels => 1,
+    // Codes of a tap, and where those of the next row begin.
+    let (channels, next) = match packing.order {
+        Order::Blocks => (layer.x.channels.max(1), 0),
+        Order::Channels => (1, 1),
     };
     let kernel_width = usize::from(window.kernel_width).max(1);
     let Some(codes) = scratch.get_mut(..packing.k) else {
@@ -32,10 +33,6 @@ pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &
 
     for (row, bias) in layer.weights.bias.iter().enumerate() {
         isa::unpack(packing, layer.weights.packed, row, codes);
-        let first = match packing.order {
-            Order::Blocks => 0,
-            Order::Channels => row,
-        };
         for oy in 0..layer.y.height {
             // Beyond the upper or left edge they wrap around, and are as far outside as beyond the others.
             let top = (oy * usize::from(window.stride_height)).wrapping_sub(window.pad_top.into());
@@ -45,7 +42,7 @@ pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &
                 for (tap, codes) in codes.chunks_exact(channels).enumerate() {
                     let (iy, ix) = (top.wrapping_add(tap / kernel_width), left.wrapping_add(tap % kernel_width));
                     acc = acc.wrapping_add(if iy < layer.x.height && ix < layer.x.width {
-                        let at = (iy * layer.x.width + ix) * layer.x.channels + first;
+                        let at = (iy * layer.x.width + ix) * layer.x.channels + next * row;
                         isa::dot(x.get(at..at + channels).unwrap_or_default(), codes)
                     } else {
                         isa::sum(codes).wrapping_mul(layer.x_zero_point.into())

@@ -83,7 +83,7 @@ impl<'m> Convolution<'m> {
         };
         let (x_shape, window) = match op.window() {
             Some(window) => (x.into(), *window),
-            None => (pixel(packing.k), POINT),
+            None => (pixel(packing.k), Window::POINT),
         };
         let epilogue = match op.requantize() {
             None => Epilogue::Logits,
@@ -128,18 +128,6 @@ impl<'m> Convolution<'m> {
         })
     }
 }
-
-/// The window of a fully connected layer.
-const POINT: Window = Window {
-    kernel_height: 1,
-    kernel_width: 1,
-    stride_height: 1,
-    stride_width: 1,
-    pad_top: 0,
-    pad_bottom: 0,
-    pad_left: 0,
-    pad_right: 0,
-};
 
 /// A layer's weights and biases.
 pub(crate) struct ChannelWeights<'m> {

@@ -6,17 +6,6 @@ use adcorda_runtime::formats::{Element, Op, Order, Requantize, Residual, Tensor,
 
 const CASES: usize = 150;
 
-const POINT: Window = Window {
-    kernel_height: 1,
-    kernel_width: 1,
-    stride_height: 1,
-    stride_width: 1,
-    pad_top: 0,
-    pad_bottom: 0,
-    pad_left: 0,
-    pad_right: 0,
-};
-
 /// How activations and weights are drawn.
 #[derive(Clone, Copy, Debug)]
 enum Draw {
@@ -212,7 +201,7 @@ fn conv2d_added_to_its_own_input() {
         };
         let op = Op::Conv2d {
             input: 0,
-            window: POINT,
+            window: Window::POINT,
             weights,
             requantize,
             residual: Some(residual),
@@ -551,7 +540,7 @@ fn identity_net(random: &mut Random, h: usize, w: usize, c: usize) -> (Net, usiz
     let y = net.layer(
         Op::DepthwiseConv2d {
             input: 0,
-            window: POINT,
+            window: Window::POINT,
             weights,
             requantize,
         },

@@ -466,7 +466,7 @@ pub(super) mod tests {
             };
             let op = Op::Conv2d {
                 input: input as u8,
-                window: POINT,
+                window: Window::POINT,
                 weights,
                 requantize,
                 residual: None,
@@ -541,17 +541,6 @@ pub(super) mod tests {
             Model::parse(&graph.to_bytes(self.section.as_bytes())).map(|_| ())
         }
     }
-
-    const POINT: Window = Window {
-        kernel_height: 1,
-        kernel_width: 1,
-        stride_height: 1,
-        stride_width: 1,
-        pad_top: 0,
-        pad_bottom: 0,
-        pad_left: 0,
-        pad_right: 0,
-    };
 
     fn tensor(channels: u16) -> Tensor {
         Tensor {

@@ -16,6 +16,7 @@ use adcorda_formats::Width;
 
 use self::columns::Columns;
 use self::rows::Rows;
+use super::is_aligned;
 use super::path::{self, Isa, Path};
 use crate::kernels::{Convolution, Epilogue};
 
@@ -58,9 +59,4 @@ pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &
         left -= pixels;
     }
     true
-}
-
-/// Whether `bytes` begins at a word.
-fn is_aligned(bytes: *const u8) -> bool {
-    bytes.addr().is_multiple_of(4)
 }

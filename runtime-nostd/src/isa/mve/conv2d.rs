@@ -21,7 +21,8 @@ use core::ptr;
 
 use adcorda_formats::Width;
 
-use super::{fill, inside};
+use super::fill;
+use crate::isa::inside;
 use crate::isa::path::{self, Isa, Path};
 use crate::kernels::{Convolution, Epilogue, Span};
 

@@ -7,7 +7,8 @@
 
 use core::arch::asm;
 
-use super::{fill, inside};
+use super::fill;
+use crate::isa::inside;
 use crate::isa::path::{self, Isa, Path};
 use crate::isa::unpack;
 use crate::kernels::{Convolution, Epilogue, Span};

@@ -5,20 +5,9 @@ mod conv2d;
 mod depthwise;
 
 use core::arch::asm;
-use core::ops::Range;
 
 pub(super) use conv2d::conv2d;
 pub(super) use depthwise::depthwise_conv2d;
-
-use crate::kernels::Convolution;
-
-/// Pixels of an output row whose windows reach over neither side of the input.
-fn inside(layer: &Convolution<'_>) -> Range<usize> {
-    let (pad, stride) = (usize::from(layer.window.pad_left), usize::from(layer.window.stride_width));
-    let last = (layer.x.width + pad).checked_sub(layer.window.kernel_width.into());
-    let end = last.map_or(0, |last| last / stride + 1).min(layer.y.width);
-    pad.div_ceil(stride).min(end)..end
-}
 
 /// Sets every byte.
 #[inline]

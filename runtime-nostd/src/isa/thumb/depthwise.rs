@@ -5,12 +5,11 @@
 
 use core::ptr;
 
-use super::{is_aligned, rows};
+use super::rows;
+use crate::isa::depthwise::CHANNELS;
 use crate::isa::path::{self, Isa, Path};
+use crate::isa::{inside, is_aligned};
 use crate::kernels::{Convolution, Epilogue, Span};
-
-/// Channels computed at a time.
-const CHANNELS: usize = 4;
 
 /// Neighbouring pixels of four channels; the assembly knows each place. Pointers are aligned to words, and so are distances, which are
 /// in bytes.
@@ -57,11 +56,7 @@ pub(crate) fn depthwise_conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], 
     let (weights, patch) = scratch.split_at_mut(4 * CHANNELS * packing.k);
     let patch = &mut patch[..CHANNELS * packing.k];
     let (stride, pad_left) = (usize::from(window.stride_width), usize::from(window.pad_left));
-    // Pixels of which the window is within the input's columns.
-    let inside = pad_left.div_ceil(stride)..match (width + pad_left).checked_sub(kernel_width) {
-        Some(last) => (last / stride + 1).min(layer.y.width),
-        None => 0,
-    };
+    let inside = inside(layer);
 
     for first in (0..channels).step_by(CHANNELS) {
         let mut run = Run {

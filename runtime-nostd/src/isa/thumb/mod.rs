@@ -31,6 +31,7 @@ use adcorda_formats::Width;
 pub(crate) use self::depthwise::depthwise_conv2d;
 
 use self::columns::Columns;
+use super::is_aligned;
 use super::path::{self, Isa, Path};
 use crate::kernels::{Convolution, Epilogue};
 
@@ -174,9 +175,4 @@ pub(crate) fn conv2d(layer: &Convolution<'_>, x: &[u8], y: &mut [u8], scratch: &
         first += count;
     }
     true
-}
-
-/// Whether `bytes` begins at a word.
-fn is_aligned(bytes: *const u8) -> bool {
-    bytes.addr().is_multiple_of(4)
 }

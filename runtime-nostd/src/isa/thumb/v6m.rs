@@ -45,40 +45,58 @@ macro_rules! pair {
     };
 }
 
-/// Frame: 0 sums, 16 [`Group`], 20 end of the columns, 24 what turns W2's odd rows to numbers from 0 on. Weights are in r7.
-macro_rules! enter {
+/// Saves all registers that are the caller's.
+macro_rules! push_all {
     () => {
         "push {{r4-r7, lr}}
          mov r4, r8
          mov r5, r9
          mov r6, r10
          mov r7, r11
-         push {{r4-r7}}
-         sub sp, #28
-         str r0, [sp, #16]
-         ldr r1, [r0, #28]
-         str r1, [sp, #20]
-         ldr r1, =0x02020202
-         str r1, [sp, #24]
-         ldr r7, [r0, #32]
-         b 1f
-         .ltorg
-         1:\n"
+         push {{r4-r7}}\n"
+    };
+}
+
+/// Gives them back, and returns.
+macro_rules! pop_all {
+    () => {
+        "pop {{r4-r7}}
+         mov r8, r4
+         mov r9, r5
+         mov r10, r6
+         mov r11, r7
+         pop {{r4-r7, pc}}"
+    };
+}
+
+/// Frame: 0 sums, 16 [`Group`], 20 end of the columns, 24 what turns W2's odd rows to numbers from 0 on. Weights are in r7.
+macro_rules! enter {
+    () => {
+        concat!(
+            push_all!(),
+            "sub sp, #28
+             str r0, [sp, #16]
+             ldr r1, [r0, #28]
+             str r1, [sp, #20]
+             ldr r1, =0x02020202
+             str r1, [sp, #24]
+             ldr r7, [r0, #32]
+             b 1f
+             .ltorg
+             1:\n"
+        )
     };
 }
 
 /// Goes on with the next block.
 macro_rules! leave {
     () => {
-        "b 1b
-         9:
-         add sp, #28
-         pop {{r4-r7}}
-         mov r8, r4
-         mov r9, r5
-         mov r10, r6
-         mov r11, r7
-         pop {{r4-r7, pc}}"
+        concat!(
+            "b 1b
+             9:
+             add sp, #28\n",
+            pop_all!()
+        )
     };
 }
 
@@ -622,13 +640,8 @@ pub(super) unsafe extern "C" fn widen2(from: *const u8, to: *mut u32, codes: usi
 #[unsafe(naked)]
 pub(super) unsafe extern "C" fn depthwise(run: &mut Run) {
     naked_asm!(
-        "push {{r4-r7, lr}}
-         mov r4, r8
-         mov r5, r9
-         mov r6, r10
-         mov r7, r11
-         push {{r4-r7}}
-         sub sp, #20
+        push_all!(),
+        "sub sp, #20
          str r0, [sp, #16]
          1: ldr r2, [r0, #32]
          ldr r1, [r0, #56]
@@ -709,12 +722,7 @@ pub(super) unsafe extern "C" fn depthwise(run: &mut Run) {
          str r6, [r3, #8]
          cmp r6, #0
          bne 1b
-         add sp, #20
-         pop {{r4-r7}}
-         mov r8, r4
-         mov r9, r5
-         mov r10, r6
-         mov r11, r7
-         pop {{r4-r7, pc}}",
+         add sp, #20",
+        pop_all!(),
     )
 }

@@ -99,6 +99,14 @@ macro_rules! flush {
     };
 }
 
+/// The same block once more.
+macro_rules! same_block {
+    () => {
+        "ldr r2, [r0, #40]
+         sub r1, r1, r2\n"
+    };
+}
+
 macro_rules! w4_row {
     ($rotate0:literal, $rotate1:literal) => {
         concat!(
@@ -123,9 +131,7 @@ pub(super) unsafe extern "C" fn w4(group: &mut Group) {
     naked_asm!(
         enter!(),
         w4_row!("", ", ror #4"),
-        // The same block once more.
-        "ldr r2, [r0, #40]
-         sub r1, r1, r2",
+        same_block!(),
         w4_row!(", ror #8", ", ror #12"),
         leave!(),
     )
@@ -182,14 +188,11 @@ pub(super) unsafe extern "C" fn w2(group: &mut Group) {
     naked_asm!(
         enter!(),
         w2_even!("", ", ror #8"),
-        "ldr r2, [r0, #40]
-         sub r1, r1, r2",
+        same_block!(),
         w2_odd!(", ror #14", ", ror #22"),
-        "ldr r2, [r0, #40]
-         sub r1, r1, r2",
+        same_block!(),
         w2_even!(", ror #4", ", ror #12"),
-        "ldr r2, [r0, #40]
-         sub r1, r1, r2",
+        same_block!(),
         w2_odd!(", ror #18", ", ror #26"),
         leave!(),
     )
@@ -216,14 +219,11 @@ pub(super) unsafe extern "C" fn w1(group: &mut Group) {
     naked_asm!(
         enter!(),
         w1_row!(", ror #31", ", ror #7", ", ror #3", ", ror #11"),
-        "ldr r2, [r0, #40]
-         sub r1, r1, r2",
+        same_block!(),
         w1_row!(", ror #13", ", ror #21", ", ror #17", ", ror #25"),
-        "ldr r2, [r0, #40]
-         sub r1, r1, r2",
+        same_block!(),
         w1_row!("", ", ror #8", ", ror #4", ", ror #12"),
-        "ldr r2, [r0, #40]
-         sub r1, r1, r2",
+        same_block!(),
         w1_row!(", ror #14", ", ror #22", ", ror #18", ", ror #26"),
         leave!(),
     )
@@ -355,6 +355,20 @@ macro_rules! end_row {
     };
 }
 
+/// Codes of four pixels, or of two, to their places; of four, r0 has three times the distance.
+macro_rules! store {
+    (4) => {
+        "strb r11, [r2, r0]
+         strb r10, [r2, r3, lsl #1]
+         strb r9, [r2, r3]
+         strb r8, [r2], #1"
+    };
+    (2) => {
+        "strb r9, [r2, r3]
+         strb r8, [r2], #1"
+    };
+}
+
 /// Four pixels to codes. Like all that follow, writes the first pixel last: with no distance between them, it is the one that stays.
 #[unsafe(naked)]
 pub(super) unsafe extern "C" fn codes4(group: &mut Group) {
@@ -362,10 +376,7 @@ pub(super) unsafe extern "C" fn codes4(group: &mut Group) {
         next_row!("r8", "r9", "r10", "r11"),
         "add r0, r3, r3, lsl #1",
         requantize!("r11", "r10", "r9", "r8"),
-        "strb r11, [r2, r0]
-         strb r10, [r2, r3, lsl #1]
-         strb r9, [r2, r3]
-         strb r8, [r2], #1",
+        store!(4),
         end_row!()
     )
 }
@@ -382,10 +393,7 @@ pub(super) unsafe extern "C" fn sums4(group: &mut Group) {
         add_residual!("r9", ", r3"),
         add_residual!("r10", ", r3, lsl #1"),
         add_residual!("r11", ", r0"),
-        "strb r11, [r2, r0]
-         strb r10, [r2, r3, lsl #1]
-         strb r9, [r2, r3]
-         strb r8, [r2], #1",
+        store!(4),
         end_row!()
     )
 }
@@ -406,13 +414,7 @@ pub(super) unsafe extern "C" fn logits4(group: &mut Group) {
 /// Two pixels to codes.
 #[unsafe(naked)]
 pub(super) unsafe extern "C" fn codes2(group: &mut Group) {
-    naked_asm!(
-        next_row!("r8", "r9"),
-        requantize!("r9", "r8"),
-        "strb r9, [r2, r3]
-         strb r8, [r2], #1",
-        end_row!()
-    )
+    naked_asm!(next_row!("r8", "r9"), requantize!("r9", "r8"), store!(2), end_row!())
 }
 
 #[unsafe(naked)]
@@ -424,8 +426,7 @@ pub(super) unsafe extern "C" fn sums2(group: &mut Group) {
          ldm r0, {{r4-r7}}",
         add_residual!("r8", ""),
         add_residual!("r9", ", r3"),
-        "strb r9, [r2, r3]
-         strb r8, [r2], #1",
+        store!(2),
         end_row!()
     )
 }

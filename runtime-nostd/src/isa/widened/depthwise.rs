@@ -1,12 +1,13 @@
 //! Depthwise convolutions of sixteen channels at a time: neighbours in memory, so that a compiler makes them lanes of vectors.
 
+use crate::isa::depthwise::CHANNELS;
 use crate::isa::path::{self, Isa, Path};
 use crate::kernels::{ChannelRules, Convolution, Epilogue};
 
 /// Channels computed at a time.
 const MANY: usize = 16;
 /// The same, for what is left.
-const FEW: usize = 4;
+const FEW: usize = CHANNELS;
 
 /// A depthwise convolution. Returns whether it is done; if not, nothing is written.
 ///
