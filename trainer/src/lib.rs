@@ -1,8 +1,9 @@
 //! The host side of adcorda: data, networks, quantization, AdCorDA refinement, export and evaluation.
 //!
-//! The command line (`adcorda`) is a thin layer over this library; every verb is one function here. Only [`nn`], [`train`] and
+//! The command line (`adcorda`) is a thin layer over this library; every verb is one function here. Only [`nn`], [`train`], [`attack`] and
 //! [`refine`] name burn's types, only [`export`] knows both the trained network and the integer graph.
 
+pub mod attack;
 pub mod board;
 pub mod checkpoint;
 pub mod data;

@@ -9,7 +9,7 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use super::attack::{AttackOptions, Direction, attack};
+use crate::attack::{AttackOptions, Direction, attack};
 use crate::checkpoint::Bytes;
 use crate::data::Dataset;
 use crate::file::{read, write_atomic};

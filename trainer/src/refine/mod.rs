@@ -1,7 +1,7 @@
 //! AdCorDA: adversarial correction and domain adaptation of a quantized network, beside a control arm of the same cost.
 //!
 //! 1. Predict the training images; misclassified ones are wrong ([`correction`]).
-//! 2. For each of them, search a near image that the network classifies as its label ([`attack`]). What cannot be corrected
+//! 2. For each of them, search a near image that the network classifies as its label ([`attack`](crate::attack)). What cannot be corrected
 //!    is left out.
 //! 3. Train on the corrected set (source), tied to the original one (target) by Deep CORAL on the features before the last
 //!    layer ([`coral`](mod@coral)): `CE(source) + lambda * CORAL(source, target) + mu * CE(target)`. Source and target batches are paired:
@@ -16,14 +16,13 @@
 //! Shen et al. 2024, "AdCorDA: classifier refinement via adversarial correction and domain adaptation" (arXiv 2401.13212),
 //! for the two steps. Pairing, margin, pixel grid and the control arm are this project's.
 
-pub mod attack;
 pub mod coral;
 pub mod correction;
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-pub use attack::{AttackOptions, Method};
+pub use crate::attack::{AttackOptions, Method};
 pub use correction::{Correction, CorrectionReport, Corrections};
 
 use crate::checkpoint::Checkpoint;
@@ -324,7 +323,7 @@ impl Task for Paired<'_> {
         for (row, &replaced) in batch.replaced.iter().enumerate() {
             source[replaced] = n + row;
         }
-        let source = attack::rows::<Auto>(&source, &output.logits.device());
+        let source = crate::attack::rows::<Auto>(&source, &output.logits.device());
         let mut loss = cross_entropy(output.logits.clone().select(0, source.clone()), &batch.labels, smoothing);
         if self.options.lambda > 0.0 {
             let target = output.features.clone().narrow(0, 0, n);

@@ -195,7 +195,7 @@ fn store(x: &Tensor<Inner, 4>, which: &[usize], active: &[usize], shape: [usize;
 }
 
 /// Row numbers as a tensor.
-pub(super) fn rows<B: burn::tensor::backend::Backend>(rows: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
+pub(crate) fn rows<B: burn::tensor::backend::Backend>(rows: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
     let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
     let len = rows.len();
     Tensor::from_data(TensorData::new(rows, [len]), device)
