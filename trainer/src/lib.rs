@@ -18,6 +18,7 @@ pub mod nn;
 pub mod qemu;
 pub mod quantize;
 pub mod refine;
+mod resident;
 pub mod run_folder;
 pub mod state_dict;
 pub mod train;

@@ -12,12 +12,13 @@ use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
-use burn::module::{Module, Param, ParamId, RunningState};
+use burn::module::{AutodiffModule, Module, Param, ParamId, RunningState};
 use burn::tensor::backend::Backend;
 use burn::tensor::module::{avg_pool2d, conv2d, max_pool2d};
 use burn::tensor::ops::{PadMode, PaddedConvOptions};
 use burn::tensor::{Tensor, TensorData, TensorPrimitive, activation};
 use burn_dispatch::{Dispatch, DispatchDevice};
+use serde::{Deserialize, Serialize};
 
 use crate::data::{Dataset, batch};
 use crate::device::Device;
@@ -35,7 +36,8 @@ pub type Auto = burn::backend::Autodiff<Inner>;
 const MOMENTUM: f64 = 0.1;
 
 /// Which statistics BatchNorm uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// The batch's; the running ones move towards them.
     Train,
@@ -381,6 +383,25 @@ impl Frozen {
         })
     }
 
+    /// A network in training as it is now. Nothing leaves the device: weights are quantized there.
+    pub(crate) fn of(network: &Network, net: &Net<Auto>, quantization: Option<&Quantization>, device: &Device) -> Self {
+        let mut net = net.valid();
+        if let Some(quantization) = quantization {
+            for (parameters, quantizer) in net.layers.iter_mut().zip(&quantization.weights) {
+                if let Some(weight) = &parameters.weight {
+                    parameters.weight = Some(Param::initialized(weight.id, parameters.weight(Some(quantizer))));
+                }
+            }
+        }
+        Self {
+            network: network.clone(),
+            activations: quantization.map_or(Vec::new(), |quantization| quantization.activations.clone()),
+            tracking: net.clone().train::<Auto>().no_grad(),
+            net,
+            device: device.clone(),
+        }
+    }
+
     /// Runs a batch of pixels `[n, channels, height, width]`, 0 to 255.
     ///
     /// # Panics
@@ -716,7 +737,7 @@ impl FakeQuantize for Auto {
 
 #[cfg(test)]
 mod tests {
-    use burn::module::AutodiffModule;
+
     use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
     use burn::record::{BinBytesRecorder, FullPrecisionSettings, Recorder};
     use rand::Rng;

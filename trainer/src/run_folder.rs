@@ -89,6 +89,11 @@ pub struct Track {
 }
 
 impl Track {
+    /// The track's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The best checkpoint's file.
     pub fn best(&self) -> PathBuf {
         self.folder.join("best.safetensors")

@@ -11,6 +11,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::data::Dataset;
 use crate::data::batch::{to_interleaved_u8, to_planar_f32};
 use crate::nn::{self, Auto, Frozen, Inner, Output};
 use crate::train::Passes;
@@ -181,6 +182,22 @@ pub fn attack(
         passes,
     }
 }
+
+/// Share of the first `limit` images that keep their class under attack, in per cent; 0 of no images.
+pub(crate) fn robust_accuracy(network: &Frozen, images: &Dataset, limit: usize, options: &AttackOptions) -> f32 {
+    let count = limit.min(images.len());
+    let mut right = 0;
+    for batch in (0..count).collect::<Vec<_>>().chunks(ROBUST_BATCH) {
+        let pixels: Vec<&[u8]> = batch.iter().map(|&i| images.image(i)).collect();
+        let labels: Vec<u16> = batch.iter().map(|&i| images.label(i)).collect();
+        let attacked = attack(network, &pixels, images.shape(), &labels, options, Direction::Away);
+        right += attacked.margins.iter().filter(|&&margin| margin > 0.0).count();
+    }
+    100.0 * right as f32 / count.max(1) as f32
+}
+
+/// Images attacked at a time for [`robust_accuracy`].
+const ROBUST_BATCH: usize = 128;
 
 /// Writes rows of `x`, of the images `active`, to their places in `found`.
 fn store(x: &Tensor<Inner, 4>, which: &[usize], active: &[usize], shape: [usize; 3], found: &mut [u8]) {

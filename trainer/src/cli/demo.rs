@@ -72,7 +72,7 @@ impl Demo {
         };
         let start = from_scratch("tiny", &set, &images.classes, self.seed)?;
         let run = RunFolder::open(folder("float"), &json!({ "verb": "demo", "options": options }))?;
-        train(&start, &images, &options, &run, &device)?;
+        train(&start, None, &images, &options, &run, &device)?;
         drop(run);
         let float = load_checkpoint(&folder("float"))?;
         let float_top1 = top1(&float, &test, &device)?;
@@ -91,11 +91,10 @@ impl Demo {
                 seed: self.seed,
                 ..TrainOptions::default()
             },
-            control: true,
             ..RefineOptions::default()
         };
         let run = RunFolder::open(folder("refined"), &json!({ "verb": "demo", "options": options }))?;
-        let report = refine(&quantized, &images, &options, &run, &device)?;
+        let report = refine(&quantized, None, &images, &options, true, &run, &device)?;
         drop(run);
         let refined = load_checkpoint(&folder("refined"))?;
         let refined_top1 = top1(&refined, &test, &device)?;
@@ -104,7 +103,7 @@ impl Demo {
             "refined",
             format!(
                 "{refined_top1:.2} % by AdCorDA; {} misclassified images corrected",
-                report.correction.corrected
+                report.arm.correction.map_or(0, |correction| correction.corrected)
             ),
         )?;
         say("control", format!("{control_top1:.2} % by plain QAT with the same budget"))?;

@@ -18,7 +18,8 @@ use std::process::ExitCode;
 use adcorda::checkpoint::Checkpoint;
 use adcorda::data::{Dataset, SetSpec, Split};
 use adcorda::device::Device;
-use adcorda::nn::Frozen;
+use adcorda::nn::{Frozen, Mode};
+use adcorda::refine::Arm;
 use adcorda::train::{Optimizer, TrainOptions};
 use adcorda::{Error, ErrorKind, Result};
 use clap::{Args, Parser, Subcommand};
@@ -134,10 +135,33 @@ struct TrainingArgs {
     /// For experiments: this share of the training labels replaced at random; validation labels stay
     #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
     label_noise: f64,
+    /// train: BatchNorm normalizes with the batch, and running statistics move; frozen: with running statistics that stay
+    #[arg(long, value_enum, default_value = "train")]
+    batch_norm: Mode,
+}
+
+/// Whom to learn from beside the labels.
+#[derive(Args, Clone)]
+struct TeacherArgs {
+    /// Checkpoint, usually the float network, whose logits are targets too (knowledge distillation)
+    #[arg(long, value_name = "CKPT")]
+    teacher: Option<PathBuf>,
+    /// Weight of the teacher in the loss, the labels having the rest
+    #[arg(long, default_value_t = TrainOptions::default().distill, value_name = "SHARE")]
+    distill: f64,
+    /// Divides the logits before they are compared with the teacher's
+    #[arg(long, default_value_t = TrainOptions::default().temperature, value_name = "T")]
+    temperature: f64,
+}
+
+impl TeacherArgs {
+    fn load(&self) -> Result<Option<Checkpoint>> {
+        self.teacher.as_deref().map(load_checkpoint).transpose()
+    }
 }
 
 impl TrainingArgs {
-    fn options(&self) -> TrainOptions {
+    fn options(&self, teacher: &TeacherArgs) -> TrainOptions {
         TrainOptions {
             epochs: self.epochs,
             batch: self.batch,
@@ -149,6 +173,9 @@ impl TrainingArgs {
             seed: self.seed,
             validation: self.validation,
             label_noise: self.label_noise,
+            batch_norm: self.batch_norm,
+            distill: teacher.distill,
+            temperature: teacher.temperature,
         }
     }
 }
@@ -181,11 +208,10 @@ fn checkpoint_path(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_owned());
     }
-    let candidates = ["best.safetensors", "adcorda/best.safetensors"].map(|name| path.join(name));
-    candidates
-        .iter()
+    let folders = std::iter::once("").chain(Arm::ALL.map(Arm::name));
+    folders
+        .map(|folder| path.join(folder).join("best.safetensors"))
         .find(|candidate| candidate.is_file())
-        .cloned()
         .ok_or_else(|| {
             Error::new(
                 ErrorKind::Weights,

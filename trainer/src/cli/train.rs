@@ -11,7 +11,7 @@ use adcorda::{Error, ErrorKind, Result, zoo};
 use clap::Args;
 use serde_json::json;
 
-use super::{DeviceArgs, TrainingArgs, load_checkpoint, load_data, note_top1, print, top1};
+use super::{DeviceArgs, TeacherArgs, TrainingArgs, load_checkpoint, load_data, note_top1, print, top1};
 
 /// Train a float network from scratch, or continue a checkpoint: a quantized one by plain QAT.
 #[derive(Args)]
@@ -25,6 +25,8 @@ pub struct Train {
     start: String,
     #[command(flatten)]
     training: TrainingArgs,
+    #[command(flatten)]
+    teacher: TeacherArgs,
     /// cifar10:DIR, cifar100:DIR or synthetic
     #[arg(long, value_name = "SET")]
     data: SetSpec,
@@ -41,7 +43,7 @@ pub struct Train {
 impl Train {
     pub fn run(self) -> Result<()> {
         let device = self.device.open()?;
-        let options = self.training.options();
+        let options = self.training.options(&self.teacher);
         let images = load_data(&self.data, Split::Train, self.training.limit)?;
         let path = Path::new(&self.start);
         let start = if zoo::NAMES.contains(&self.start.as_str()) {
@@ -53,13 +55,14 @@ impl Train {
             return Err(Error::new(ErrorKind::Usage, what)
                 .remedy(format!("name a checkpoint, a run folder or one of {}", zoo::NAMES.join(", "))));
         };
+        let teacher = self.teacher.load()?;
         let config = json!({
             "verb": "train", "start": self.start, "data": self.data.to_string(), "limit": self.training.limit,
-            "options": options,
+            "teacher": self.teacher.teacher, "options": options,
         });
         options.check(&start.network, &images)?;
         let run = RunFolder::open(&self.output, &config)?;
-        let report = train(&start, &images, &options, &run, &device)?;
+        let report = train(&start, teacher.as_ref(), &images, &options, &run, &device)?;
 
         let test = self.data.load(Split::Test)?;
         let best = load_checkpoint(&self.output)?;

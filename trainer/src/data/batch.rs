@@ -23,6 +23,8 @@ pub enum Purpose {
     LabelNoise = 5,
     /// Which images the activations are calibrated on.
     Calibration = 6,
+    /// Random starts of attacks during training.
+    Attack = 7,
     /// Images of the synthetic set.
     Synthetic = 8,
 }
@@ -66,6 +68,14 @@ impl Geometry {
         dx: 0,
         dy: 0,
     };
+
+    /// The image's pixel shown at `(x, y)`, as `row * width + column`.
+    pub(crate) fn source(self, x: usize, y: usize, width: usize, height: usize) -> i64 {
+        let x = if self.flip { width - 1 - x } else { x };
+        let x = x.saturating_add_signed(isize::from(self.dx)).min(width - 1);
+        let y = y.saturating_add_signed(isize::from(self.dy)).min(height - 1);
+        (y * width + x) as i64
+    }
 }
 
 /// Random geometry of training images: the usual horizontal flip, and a crop of the image padded by `shift` pixels.

@@ -3,8 +3,11 @@
 //! # Source
 //! Sun and Saenko 2016, "Deep CORAL: correlation alignment for deep domain adaptation", equations 1 to 3.
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+
+use crate::device::Device;
+use crate::nn::{self, Auto, Inner};
 
 /// `||C_s - C_t||_F^2 / (4 d^2)`, with `C` the unbiased covariance of the features of a domain.
 ///
@@ -13,6 +16,46 @@ use burn::tensor::backend::Backend;
 pub fn coral<B: Backend>(source: Tensor<B, 2>, target: Tensor<B, 2>) -> Tensor<B, 1> {
     let d = source.dims()[1] as f64;
     (covariance(source) - covariance(target)).square().sum() * (1.0 / (4.0 * d * d))
+}
+
+/// CORAL whose difference of covariances is averaged over the steps: the noise of sampling a batch, which is larger than what
+/// corrections do to the statistics, averages out. The gradient is that of the batch's own difference.
+pub(crate) struct Coral {
+    momentum: f64,
+    /// `[d, d]`, source less target.
+    running: Option<Tensor<Inner, 2>>,
+}
+
+impl Coral {
+    /// `momentum`: share of the past at every step; 0 is [`coral`].
+    pub fn new(momentum: f64) -> Self {
+        Self { momentum, running: None }
+    }
+
+    /// As [`coral`], of the running difference.
+    pub fn loss(&mut self, source: Tensor<Auto, 2>, target: Tensor<Auto, 2>) -> Tensor<Auto, 1> {
+        let d = source.dims()[1] as f64;
+        let difference = covariance(source) - covariance(target);
+        let batch = difference.clone().inner();
+        let running = match self.running.take() {
+            Some(running) => running * self.momentum + batch.clone() * (1.0 - self.momentum),
+            None => batch.clone() * (1.0 - self.momentum),
+        };
+        let difference = difference + Tensor::from_inner(running.clone() - batch);
+        self.running = (self.momentum > 0.0).then_some(running);
+        difference.square().sum() * (1.0 / (4.0 * d * d))
+    }
+
+    /// The running difference, row by row; empty where there is none.
+    pub fn state(&self) -> Vec<f32> {
+        self.running.clone().map(nn::to_host).unwrap_or_default()
+    }
+
+    /// Takes back what [`state`](Self::state) gave.
+    pub fn restore(&mut self, state: &[f32], device: &Device) {
+        let d = state.len().isqrt();
+        self.running = (d > 0).then(|| Tensor::from_data(TensorData::new(state.to_vec(), [d, d]), device.dispatch()));
+    }
 }
 
 /// `[d, d]`, of `features: [n, d]`. Centred before it is multiplied, where the paper subtracts afterwards: the same number
@@ -86,6 +129,43 @@ mod tests {
             0.0
         );
         assert!(to_host(coral::<Inner>(tensor(source), tensor(shifted)))[0] < 1e-9);
+    }
+
+    #[test]
+    fn a_running_difference_averages_the_noise_away_and_survives_a_restart() {
+        let batch = |seed: u64| (tensor::<Auto>(features(12, seed)), tensor::<Auto>(features(12, seed + 1000)));
+        let losses = |mut coral: Coral, seeds: std::ops::Range<u64>| -> (Vec<f32>, Coral) {
+            let losses = seeds
+                .map(|seed| {
+                    let (source, target) = batch(seed);
+                    to_host(coral.loss(source, target).inner())[0]
+                })
+                .collect();
+            (losses, coral)
+        };
+        // Without memory it is the batch's own distance.
+        let (alone, coral) = losses(Coral::new(0.0), 0..5);
+        let expected: Vec<f32> = (0..5)
+            .map(|seed| {
+                let (source, target) = batch(seed);
+                to_host(super::coral(source, target).inner())[0]
+            })
+            .collect();
+        assert_eq!(alone, expected);
+        assert!(coral.state().is_empty());
+        // Both sides are of one distribution, so all there is is noise.
+        let (running, coral) = losses(Coral::new(0.95), 0..200);
+        let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
+        let (alone, _) = losses(Coral::new(0.0), 0..200);
+        assert!(
+            mean(&running[100..]) < 0.1 * mean(&alone),
+            "{} {}",
+            mean(&running[100..]),
+            mean(&alone)
+        );
+        let mut again = Coral::new(0.95);
+        again.restore(&coral.state(), &Device::flex());
+        assert_eq!(losses(coral, 200..210).0, losses(again, 200..210).0);
     }
 
     #[test]

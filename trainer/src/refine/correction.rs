@@ -10,8 +10,11 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use crate::attack::{AttackOptions, Direction, attack};
-use crate::checkpoint::Bytes;
+use crate::checkpoint::{Bytes, Checkpoint};
 use crate::data::Dataset;
+use crate::device::Device;
+use crate::eval::evaluate_model;
+use crate::export::{ExportOptions, export};
 use crate::file::{read, write_atomic};
 use crate::nn::Frozen;
 use crate::train::{Passes, progress_bar};
@@ -35,6 +38,8 @@ pub struct Corrections {
     pub corrected: Vec<Correction>,
     /// Indices of images that are misclassified, but nothing within epsilon is right.
     pub failed: Vec<usize>,
+    /// How many of the failed were corrected for the fake-quantized network, but not for the integer runtime.
+    pub refuted: usize,
     /// Work done: predicting every image, searching, checking.
     pub passes: Passes,
 }
@@ -50,6 +55,8 @@ pub struct CorrectionReport {
     pub mean_change: f64,
     /// The largest change of all.
     pub max_change: u8,
+    /// How many of those not corrected were right in the fake-quantized network, but not in the integer runtime.
+    pub refuted: usize,
     /// Work of predicting, searching and checking, in passes.
     pub passes: f64,
 }
@@ -63,8 +70,31 @@ impl Corrections {
             corrected: self.corrected.len(),
             mean_change: changes().map(f64::from).sum::<f64>() / self.corrected.len().max(1) as f64,
             max_change: changes().max().unwrap_or(0),
+            refuted: self.refuted,
             passes: self.passes.count(),
         }
+    }
+
+    /// Moves what the integer runtime does not classify as its label to the failures.
+    fn verify(&mut self, start: &Checkpoint, images: &Dataset) -> Result<()> {
+        let model = export(start, &ExportOptions::default())?;
+        let indices: Vec<usize> = self.corrected.iter().map(|correction| correction.index).collect();
+        let mut shown = images.subset(&indices);
+        shown.images = self
+            .corrected
+            .iter()
+            .flat_map(|correction| correction.image.iter().copied())
+            .collect();
+        let predicted = evaluate_model(&model.bytes, &shown)?.predictions;
+        let mut predicted = predicted.iter().zip(shown.labels());
+        self.corrected
+            .retain(|_| predicted.next().is_some_and(|(found, label)| found == label));
+        self.refuted = indices.len() - self.corrected.len();
+        let mut kept = self.corrected.iter().map(|correction| correction.index).peekable();
+        self.failed
+            .extend(indices.into_iter().filter(|&index| kept.next_if_eq(&index).is_none()));
+        self.failed.sort_unstable();
+        Ok(())
     }
 
     /// Writes all in one file, in one step. `key` tells what they are the corrections of.
@@ -101,6 +131,7 @@ impl Corrections {
         ];
         let description = Description {
             key: key.into(),
+            refuted: self.refuted,
             passes: self.passes,
         };
         let fail =
@@ -170,31 +201,51 @@ impl Corrections {
                 })
                 .collect(),
             failed: numbers("failed")?,
+            refuted: description.refuted,
             passes: description.passes,
         }))
     }
 }
 
-/// Predicts every image and corrects those that are misclassified.
-///
-/// An image counts as corrected where, after all, its 8-bit pixels are classified as its label, be it with less than the
-/// margin asked for.
+/// Numbers of the images that a network misclassifies, rising, and what it cost to know.
 ///
 /// # Errors
 /// [`ErrorKind::Data`] where the images have another size than the network's input.
-pub fn correct(network: &Frozen, images: &Dataset, options: &AttackOptions) -> Result<Corrections> {
+pub fn misclassified(network: &Frozen, images: &Dataset) -> Result<(Vec<usize>, Passes)> {
     let predicted = network.predict(images)?;
-    let wrong: Vec<usize> = (0..images.len()).filter(|&i| predicted[i] != images.label(i)).collect();
+    let wrong = (0..images.len()).filter(|&i| predicted[i] != images.label(i)).collect();
+    Ok((wrong, Passes::forward(images.len())))
+}
+
+/// Predicts every image and corrects those that are misclassified.
+///
+/// An image counts as corrected where, after all, its 8-bit pixels are classified as its label, be it with less than the
+/// margin asked for. With `verify_integer`, the network is exported and the integer runtime has to agree; the few that it
+/// does not are failures.
+///
+/// # Errors
+/// [`ErrorKind::Data`] where the images have another size than the network's input; with `verify_integer`, what
+/// [`export`](crate::export::export) cannot lower.
+pub fn correct(
+    start: &Checkpoint,
+    images: &Dataset,
+    options: &AttackOptions,
+    verify_integer: bool,
+    device: &Device,
+) -> Result<Corrections> {
+    let network = Frozen::new(&start.network, &start.state, start.quantization.as_ref(), device)?;
+    let (wrong, passes) = misclassified(&network, images)?;
     let mut corrections = Corrections {
         corrected: Vec::new(),
         failed: Vec::new(),
-        passes: Passes::forward(images.len()),
+        refuted: 0,
+        passes,
     };
     let bar = progress_bar(wrong.len(), "correct");
     for wrong in wrong.chunks(BATCH) {
         let pixels: Vec<&[u8]> = wrong.iter().map(|&i| images.image(i)).collect();
         let labels: Vec<u16> = wrong.iter().map(|&i| images.label(i)).collect();
-        let attacked = attack(network, &pixels, images.shape(), &labels, options, Direction::Toward);
+        let attacked = attack(&network, &pixels, images.shape(), &labels, options, Direction::Toward);
         corrections.passes += attacked.passes;
         let found = attacked.images.chunks_exact(images.image_len());
         for ((&index, image), &margin) in wrong.iter().zip(found).zip(&attacked.margins) {
@@ -212,6 +263,9 @@ pub fn correct(network: &Frozen, images: &Dataset, options: &AttackOptions) -> R
         bar.inc(wrong.len() as u64);
     }
     bar.finish_and_clear();
+    if verify_integer && !corrections.corrected.is_empty() {
+        corrections.verify(start, images)?;
+    }
     Ok(corrections)
 }
 
@@ -224,6 +278,7 @@ const METADATA: &str = "adcorda.corrections";
 #[derive(Serialize, Deserialize)]
 struct Description {
     key: String,
+    refuted: usize,
     passes: Passes,
 }
 
@@ -244,7 +299,7 @@ mod tests {
             margin: 0.0,
             ..AttackOptions::default()
         };
-        let corrections = correct(&network, &images, &options).unwrap();
+        let corrections = correct(&start, &images, &options, false, &Device::flex()).unwrap();
         assert!(!corrections.corrected.is_empty() && !corrections.failed.is_empty());
         let mut handled: Vec<usize> = corrections.corrected.iter().map(|c| c.index).collect();
         assert!(handled.is_sorted());
@@ -285,6 +340,7 @@ mod tests {
                 },
             ],
             failed: vec![0, 5],
+            refuted: 1,
             passes: Passes::training(12),
         };
         let folder = tempfile::tempdir().unwrap();
