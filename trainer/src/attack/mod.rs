@@ -1,19 +1,29 @@
-//! Attacks within an L-infinity ball, on the grid of 8-bit pixels.
+//! Attacks within a ball around an image, on the grid of 8-bit pixels.
 //!
 //! The same search serves two ends: towards the true class, to correct an image that the network misclassifies, and away
-//! from it, to measure robustness. Epsilon and step are whole grey levels, so every image on the way is one that a camera
-//! could deliver; what is found cannot be lost by rounding afterwards. The network is the frozen one, fake-quantized where
-//! it is quantized, with gradients passed straight through.
+//! from it, to measure robustness. Every image on the way is one that a camera could deliver, so what is found cannot be lost
+//! by rounding afterwards. The network is the frozen one, fake-quantized where it is quantized, with gradients passed
+//! straight through.
+//!
+//! [`attack`] follows the margin: FGSM, PGD, and a minimal-norm attack.
 //!
 //! # Source
-//! FGSM: Goodfellow et al. 2015. PGD: Madry et al. 2018. The margin as objective: Carlini and Wagner 2017.
+//! FGSM: Goodfellow et al. 2015. PGD: Madry et al. 2018. Minimal norm: DeepFool (Moosavi-Dezfooli et al. 2016), and the last
+//! projection of FAB (Croce and Hein 2020a). The margin as objective: Carlini and Wagner 2017.
 
+mod ball;
+pub mod robustness;
+mod search;
+
+use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+pub use self::ball::Norm;
 use crate::data::Dataset;
-use crate::data::batch::{to_interleaved_u8, to_planar_f32};
-use crate::nn::{self, Auto, Frozen, Inner, Output};
+use crate::data::batch::to_planar_f32;
+use crate::device::Device;
+use crate::nn::{self, Frozen, Inner};
 use crate::train::Passes;
 use crate::{Error, ErrorKind, Result};
 
@@ -21,10 +31,13 @@ use crate::{Error, ErrorKind, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// One gradient; along its sign, the first multiple of the step, at most epsilon, that reaches the margin.
+    /// One gradient; along it, the first multiple of the step, at most epsilon, that reaches the margin.
     Fgsm,
     /// A gradient at every step.
     Pgd,
+    /// Each step as long as a linear network would need to the margin; what is found is then moved back towards the image for
+    /// as long as it keeps the margin.
+    Minimal,
 }
 
 /// Which way to go.
@@ -36,29 +49,49 @@ pub enum Direction {
     Away,
 }
 
+impl Direction {
+    /// What a margin is multiplied by, so that more is nearer to the goal.
+    fn sense(self) -> f32 {
+        match self {
+            Direction::Toward => 1.0,
+            Direction::Away => -1.0,
+        }
+    }
+}
+
 /// How far and how to search.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct AttackOptions {
     /// Where the direction comes from.
     pub method: Method,
-    /// Largest change of a pixel value, in grey levels.
-    pub epsilon: u8,
-    /// Change of a pixel value in one step, in grey levels.
-    pub step: u8,
-    /// Most steps (PGD); FGSM takes as many as lead to epsilon.
+    /// What epsilon and step are measured in.
+    pub norm: Norm,
+    /// Largest change, in grey levels: of a pixel value (whole), or the Euclidean length over all pixel values.
+    pub epsilon: f32,
+    /// Change in one step, measured as epsilon is; may be less than a level. Of no meaning to the minimal-norm attack.
+    pub step: f32,
+    /// Most steps; FGSM takes as many as lead to epsilon.
     pub steps: usize,
     /// An image is done where its class's logit is this far above every other (or, away from it, below the largest).
     pub margin: f32,
+    /// Further searches from random points of the ball, for images that are not done.
+    pub restarts: usize,
+    /// Of the random points.
+    pub seed: u64,
 }
 
 impl Default for AttackOptions {
     fn default() -> Self {
         Self {
             method: Method::Pgd,
-            epsilon: 8,
-            step: 1,
+            norm: Norm::Linf,
+            epsilon: 8.0,
+            step: 1.0,
             steps: 10,
             margin: 2.0,
+            restarts: 0,
+            seed: 0,
         }
     }
 }
@@ -66,10 +99,11 @@ impl Default for AttackOptions {
 impl AttackOptions {
     pub(crate) fn check(&self) -> Result<()> {
         let usage = |what: String| Err(Error::new(ErrorKind::Usage, what));
-        if self.epsilon == 0 || self.step == 0 {
-            return usage("an attack with --epsilon 0, or steps of 0 grey levels, changes nothing".into());
+        check_epsilon(self.norm, self.epsilon)?;
+        if !(self.step > 0.0 && self.step.is_finite()) {
+            return usage(format!("steps of {} grey levels change nothing", self.step));
         }
-        if self.steps == 0 && self.method == Method::Pgd {
+        if self.steps == 0 && self.method != Method::Fgsm {
             return usage("--attack-steps 0 changes nothing".into());
         }
         if !(self.margin.is_finite() && self.margin >= 0.0) {
@@ -80,10 +114,28 @@ impl AttackOptions {
 
     fn most_steps(&self) -> usize {
         match self.method {
-            Method::Fgsm => usize::from(self.epsilon.div_ceil(self.step.max(1))),
-            Method::Pgd => self.steps,
+            Method::Fgsm => (self.epsilon / self.step).ceil() as usize,
+            Method::Pgd | Method::Minimal => self.steps,
         }
     }
+}
+
+/// Whether there is an 8-bit image at most `epsilon` away, and the number means what it says.
+pub(crate) fn check_epsilon(norm: Norm, epsilon: f32) -> Result<()> {
+    let usage = |what: String, remedy: &str| Err(Error::new(ErrorKind::Usage, what).remedy(remedy));
+    if !(epsilon.is_finite() && epsilon >= 1.0) {
+        return usage(
+            format!("an attack with --epsilon {epsilon} changes nothing: pixels change by whole grey levels"),
+            "give at least 1; epsilon is in grey levels, 1 of 255",
+        );
+    }
+    if norm == Norm::Linf && (epsilon.fract() != 0.0 || epsilon > 255.0) {
+        return usage(
+            format!("--epsilon {epsilon}: the largest change of a pixel is a whole number of grey levels up to 255"),
+            "give a whole number, such as 8 for the literature's 8/255",
+        );
+    }
+    Ok(())
 }
 
 /// What an attack found.
@@ -93,14 +145,14 @@ pub struct Attacked {
     pub images: Vec<u8>,
     /// Of every image, as these pixels are classified: the logit of its class less the largest other one.
     pub margins: Vec<f32>,
-    /// Work done.
+    /// Work done. On a GPU more than on the CPU, for the same images: there the host looks only now and then which are done.
     pub passes: Passes,
 }
 
 /// Searches, for each of a batch of images, a near image that is classified as its label (or as anything else).
 ///
-/// An image that has reached the margin is left as it is, and the batch goes on without it. At the end all are classified
-/// once more from their bytes.
+/// An image that has reached the margin is left as it is, and the batch goes on without it. Where none reaches it, the
+/// nearest to it of all visited is the result. At the end all are classified once more from their bytes.
 ///
 /// # Shapes
 /// Each image `[height, width, channels] = shape`; one label each.
@@ -115,71 +167,44 @@ pub fn attack(
     options: &AttackOptions,
     direction: Direction,
 ) -> Attacked {
-    assert_eq!(images.len(), labels.len(), "every image has a label");
-    let device = network.device();
-    let sense = match direction {
-        Direction::Toward => 1.0,
-        Direction::Away => -1.0,
-    };
-    let mut found = images.concat();
-    let mut passes = Passes::default();
-    // What is still searched for: numbers of images, and their tensors row by row.
-    let mut active: Vec<usize> = (0..images.len()).collect();
-    let mut origin = nn::pixels(
-        to_planar_f32(images.iter().copied(), shape, None),
-        images.len(),
+    search::attack(
+        network,
+        images,
         shape,
-        device,
-    );
-    let mut x = origin.clone();
-    let mut way: Option<Tensor<Inner, 4>> = None;
-    for _ in 0..options.most_steps() {
-        if active.is_empty() {
-            break;
-        }
-        let classes: Vec<u16> = active.iter().map(|&i| labels[i]).collect();
-        let output = match (&way, options.method) {
-            (Some(_), Method::Fgsm) => {
-                passes += Passes::forward(active.len());
-                network.forward(x.clone())
-            }
-            (None, Method::Fgsm) | (_, Method::Pgd) => {
-                passes += Passes::input_gradient(active.len());
-                let (gradient, output) = network.input_gradient(x.clone(), |output| margin_sum(output, &classes));
-                way = Some(gradient.sign());
-                output
-            }
-        };
-        let margins = margins(&nn::to_host(output.logits), &classes);
-        let (done, left): (Vec<usize>, Vec<usize>) = (0..active.len()).partition(|&row| sense * margins[row] >= options.margin);
-        if !done.is_empty() {
-            store(&x, &done, &active, shape, &mut found);
-            active = left.iter().map(|&row| active[row]).collect();
-            if active.is_empty() {
-                break;
-            }
-            let left = rows(&left, &x.device());
-            x = x.select(0, left.clone());
-            origin = origin.select(0, left.clone());
-            way = way.map(|way| way.select(0, left));
-        }
-        if let Some(way) = &way {
-            let epsilon = f64::from(options.epsilon);
-            x = (x + way.clone() * (sense * f32::from(options.step)))
-                .max_pair(origin.clone() - epsilon)
-                .min_pair(origin.clone() + epsilon)
-                .clamp(0.0, 255.0);
-        }
-    }
-    store(&x, &(0..active.len()).collect::<Vec<_>>(), &active, shape, &mut found);
+        labels,
+        options,
+        direction,
+        Reading::of(network.device()),
+    )
+}
 
-    let planar = to_planar_f32(found.chunks_exact(shape.iter().product()), shape, None);
-    let output = network.forward(nn::pixels(planar, images.len(), shape, device));
-    passes += Passes::forward(images.len());
-    Attacked {
-        images: found,
-        margins: margins(&nn::to_host(output.logits), labels),
-        passes,
+/// How often the host looks which images are done. The images found do not depend on it.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    /// Steps between two looks.
+    every: usize,
+    /// The batch goes on without those that are done where at least this share is.
+    least_done: f32,
+}
+
+impl Reading {
+    /// At every step, as it costs nothing on a CPU.
+    const CPU: Reading = Reading {
+        every: 1,
+        least_done: 0.0,
+    };
+    /// Each look waits for the device, and each size of a batch may have kernels of its own.
+    const GPU: Reading = Reading {
+        every: 5,
+        least_done: 0.5,
+    };
+
+    fn of(device: &Device) -> Self {
+        if device.name().starts_with("cuda") {
+            Self::GPU
+        } else {
+            Self::CPU
+        }
     }
 }
 
@@ -199,23 +224,33 @@ pub(crate) fn robust_accuracy(network: &Frozen, images: &Dataset, limit: usize, 
 /// Images attacked at a time for [`robust_accuracy`].
 const ROBUST_BATCH: usize = 128;
 
-/// Writes rows of `x`, of the images `active`, to their places in `found`.
-fn store(x: &Tensor<Inner, 4>, which: &[usize], active: &[usize], shape: [usize; 3], found: &mut [u8]) {
-    if which.is_empty() {
-        return;
-    }
-    let len = shape.iter().product();
-    let pixels = to_interleaved_u8(&nn::to_host(x.clone().select(0, rows(which, &x.device()))), shape);
-    for (image, &row) in pixels.chunks_exact(len).zip(which) {
-        found[active[row] * len..][..len].copy_from_slice(image);
-    }
+/// Images as rows of pixel values, in the order of planes, `[n, channels * height * width]`.
+fn to_rows<'a>(images: impl ExactSizeIterator<Item = &'a [u8]>, shape: [usize; 3], device: &Device) -> Tensor<Inner, 2> {
+    let n = images.len();
+    nn::pixels(to_planar_f32(images, shape, None), n, shape, device).reshape([n, shape.iter().product()])
+}
+
+/// Rows as the network takes them.
+fn to_images(rows: Tensor<Inner, 2>, shape: [usize; 3]) -> Tensor<Inner, 4> {
+    let [height, width, channels] = shape;
+    let n = rows.dims()[0];
+    rows.reshape([n, channels, height, width])
 }
 
 /// Row numbers as a tensor.
-pub(crate) fn rows<B: burn::tensor::backend::Backend>(rows: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
+pub(crate) fn rows<B: Backend>(rows: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
     let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
     let len = rows.len();
     Tensor::from_data(TensorData::new(rows, [len]), device)
+}
+
+/// 1 at each row's class and 0 elsewhere, `[n, classes]`.
+fn one_hot(labels: &[u16], classes: usize, device: &Device) -> Tensor<Inner, 2> {
+    let mut own = vec![0.0f32; labels.len() * classes];
+    for (row, &label) in own.chunks_exact_mut(classes).zip(labels) {
+        row[usize::from(label)] = 1.0;
+    }
+    Tensor::from_data(TensorData::new(own, [labels.len(), classes]), device.dispatch())
 }
 
 /// For each row of logits, that of its class less the largest other one.
@@ -229,19 +264,12 @@ fn margins(logits: &[f32], labels: &[u16]) -> Vec<f32> {
     logits.chunks_exact(classes.max(1)).zip(labels).map(margin).collect()
 }
 
-/// [`margins`], summed, with a graph. Rows do not mix, so the gradient of the sum holds every image's own.
-fn margin_sum(output: Output<Auto>, labels: &[u16]) -> Tensor<Auto, 1> {
-    /// Above any difference of logits. Only an image's own class is moved by it, so the others stay exact.
-    const FAR: f32 = 8192.0;
-    let logits = output.logits;
-    let [n, classes] = logits.dims();
-    let mut own = vec![0.0f32; n * classes];
-    for (row, &label) in own.chunks_exact_mut(classes).zip(labels) {
-        row[usize::from(label)] = 1.0;
-    }
-    let own = Tensor::<Auto, 2>::from_data(TensorData::new(own, [n, classes]), &logits.device());
+/// [`margins`] on the device, to the same bits; `own` as from [`one_hot`]. `[n, 1]`.
+fn margin_column<B: Backend>(logits: Tensor<B, 2>, own: Tensor<B, 2>) -> Tensor<B, 2> {
+    /// Above any logit. Only an image's own class is moved by it, so the others stay exact.
+    const FAR: f32 = 1e30;
     let others = (logits.clone() - own.clone() * FAR).max_dim(1);
-    ((logits * own).sum_dim(1) - others).sum()
+    (logits * own).sum_dim(1) - others
 }
 
 #[cfg(test)]
@@ -277,10 +305,11 @@ mod tests {
         for (method, steps) in [(Method::Pgd, 20), (Method::Fgsm, 0)] {
             let options = AttackOptions {
                 method,
-                epsilon: 40,
-                step: 4,
+                epsilon: 40.0,
+                step: 4.0,
                 steps,
                 margin: 0.1,
+                ..AttackOptions::default()
             };
             let attacked = run(&network, &images, &options, Direction::Toward);
             let reached = attacked.margins.iter().filter(|&&margin| margin >= 0.1).count();
@@ -342,8 +371,8 @@ mod tests {
         assert_eq!(pgd, Passes::input_gradient(5 * 12) + Passes::forward(12));
         let fgsm = AttackOptions {
             method: Method::Fgsm,
-            epsilon: 8,
-            step: 2,
+            epsilon: 8.0,
+            step: 2.0,
             ..unreachable
         };
         let fgsm = run(&network, &images, &fgsm, Direction::Toward).passes;
@@ -355,8 +384,8 @@ mod tests {
     fn a_batch_finds_what_each_image_finds_alone() {
         let (network, images) = (frozen(3), fixture::images(24, 5));
         let options = AttackOptions {
-            epsilon: 12,
-            step: 2,
+            epsilon: 12.0,
+            step: 2.0,
             margin: 0.05,
             ..AttackOptions::default()
         };
@@ -380,8 +409,8 @@ mod tests {
             ..run(&network, &images, &none, Direction::Away)
         };
         let options = AttackOptions {
-            epsilon: 16,
-            step: 2,
+            epsilon: 16.0,
+            step: 2.0,
             margin: 0.2,
             ..AttackOptions::default()
         };
@@ -423,10 +452,13 @@ mod tests {
         let good = AttackOptions::default();
         for bad in [
             AttackOptions {
-                epsilon: 0,
+                epsilon: 0.0,
                 ..good.clone()
             },
-            AttackOptions { step: 0, ..good.clone() },
+            AttackOptions {
+                step: 0.0,
+                ..good.clone()
+            },
             AttackOptions {
                 steps: 0,
                 ..good.clone()

@@ -41,7 +41,7 @@ pub struct Refine {
     attack: Method,
     /// Largest change of a pixel, in grey levels
     #[arg(long, default_value_t = AttackOptions::default().epsilon, value_name = "LEVELS")]
-    epsilon: u8,
+    epsilon: f32,
     /// Most steps of pgd, one grey level each
     #[arg(long, default_value_t = AttackOptions::default().steps, value_name = "N")]
     attack_steps: usize,

@@ -27,6 +27,10 @@ pub enum Purpose {
     Attack = 7,
     /// Images of the synthetic set.
     Synthetic = 8,
+    /// Points of an image's ball from which an attack starts again.
+    Restart = 16,
+    /// Queries of the Square attack.
+    Square = 17,
 }
 
 /// An independent random stream: ChaCha8 with seed, purpose and epoch as its key, the same on every platform.

@@ -295,7 +295,7 @@ mod tests {
         let images = fixture::images(300, 5);
         let predicted = network.predict(&images).unwrap();
         let options = AttackOptions {
-            epsilon: 6,
+            epsilon: 6.0,
             margin: 0.0,
             ..AttackOptions::default()
         };

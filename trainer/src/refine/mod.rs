@@ -585,8 +585,8 @@ pub(super) mod tests {
     pub fn options() -> RefineOptions {
         RefineOptions {
             attack: AttackOptions {
-                epsilon: 24,
-                step: 2,
+                epsilon: 24.0,
+                step: 2.0,
                 steps: 12,
                 margin: 0.5,
                 ..AttackOptions::default()
@@ -734,7 +734,7 @@ pub(super) mod tests {
         assert_eq!(corrections(&options), kept);
         // Of another attack they are no use.
         let mut other = options.clone();
-        other.attack.epsilon = 1;
+        other.attack.epsilon = 1.0;
         assert_ne!(corrections(&other), kept);
     }
 
@@ -964,7 +964,7 @@ pub(super) mod tests {
         let (wrong, _) = correction::misclassified(&frozen, &images).unwrap();
         let mut options = options();
         options.attack = AttackOptions {
-            epsilon: 1,
+            epsilon: 1.0,
             steps: 1,
             margin: 0.0,
             ..AttackOptions::default()

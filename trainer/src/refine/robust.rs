@@ -71,10 +71,11 @@ impl RobustOptions {
     pub(super) fn judge(&self) -> AttackOptions {
         AttackOptions {
             method: Method::Pgd,
-            epsilon: self.epsilon.ceil() as u8,
-            step: 1,
+            epsilon: self.epsilon.ceil(),
+            step: 1.0,
             steps: 2 * self.epsilon.ceil() as usize + 3,
             margin: 0.0,
+            ..AttackOptions::default()
         }
     }
 }
