@@ -6,6 +6,7 @@
 pub mod attack;
 pub mod board;
 pub mod checkpoint;
+mod convolution;
 pub mod data;
 pub mod device;
 pub mod error;

@@ -17,9 +17,10 @@ use burn::tensor::backend::Backend;
 use burn::tensor::module::{avg_pool2d, conv2d, max_pool2d};
 use burn::tensor::ops::{PadMode, PaddedConvOptions};
 use burn::tensor::{Tensor, TensorData, TensorPrimitive, activation};
-use burn_dispatch::{Dispatch, DispatchDevice};
+use burn_dispatch::Dispatch;
 use serde::{Deserialize, Serialize};
 
+use crate::convolution::Convolve;
 use crate::data::{Dataset, batch};
 use crate::device::Device;
 use crate::network::{BatchNorm, Network, Op, Window};
@@ -55,7 +56,7 @@ pub struct Output<B: Backend> {
 }
 
 /// A backend that can quantize an activation in passing: [`Inner`] and [`Auto`].
-pub trait FakeQuantize: Backend<Device = DispatchDevice, FloatElem = f32> {
+pub trait FakeQuantize: Convolve {
     /// `x` limited to `low..=high` and rounded to whole multiples of `step`. The gradient passes where `x` is within.
     fn fake_quantize(x: Tensor<Self, 4>, step: f32, low: f32, high: f32) -> Tensor<Self, 4>;
 }
@@ -288,7 +289,7 @@ impl<B: FakeQuantize> Parameters<B> {
         let bias = self.bias.as_ref().map(Param::val);
         match (&self.norm, batch_norm) {
             (Some(norm), Some(BatchNorm { epsilon, .. })) => {
-                norm.forward(conv2d(x, weight, None, options), bias, *epsilon, statistics)
+                norm.forward(B::convolve(x, weight, options), bias, *epsilon, statistics)
             }
             _ => conv2d(x, weight, bias, options),
         }
