@@ -33,6 +33,9 @@ pub type Inner = Dispatch;
 /// Tensors that record how they came about.
 pub type Auto = burn::backend::Autodiff<Inner>;
 
+/// Id of the first layer's learnt scales: above the positions that all other parameters have.
+const LOG_SCALES: u64 = 1 << 32;
+
 /// Share of a new batch in the running statistics.
 const MOMENTUM: f64 = 0.1;
 
@@ -74,6 +77,9 @@ pub struct Parameters<B: Backend> {
     weight: Option<Param<Tensor<B, 2>>>,
     bias: Option<Param<Tensor<B, 1>>>,
     norm: Option<Norm<B>>,
+    /// Where scales are learnt: the natural logarithm of what each of the quantizer's is multiplied by, `[rows]` or one. So
+    /// Adam's step is a share of the scale, and no step makes a scale negative.
+    log_scale: Option<Param<Tensor<B, 1>>>,
 }
 
 /// BatchNorm: scale, shift, and running statistics.
@@ -135,9 +141,63 @@ impl<B: FakeQuantize> Net<B> {
                 }),
                 None => None,
             };
-            layers.push(Parameters { weight, bias, norm });
+            layers.push(Parameters {
+                weight,
+                bias,
+                norm,
+                log_scale: None,
+            });
         }
         Ok(Self { layers })
+    }
+
+    /// The same with a parameter for every weight scale of `quantization`.
+    pub(crate) fn with_learned_scales(mut self, quantization: &Quantization, device: &Device) -> Self {
+        for (index, (parameters, quantizer)) in self.layers.iter_mut().zip(&quantization.weights).enumerate() {
+            let scales = quantizer.as_ref().map_or(0, |quantizer| quantizer.scales.len());
+            parameters.log_scale = (scales > 0).then(|| {
+                let id = ParamId::from(LOG_SCALES + index as u64);
+                Param::initialized(id, Tensor::zeros([scales], device.dispatch()).require_grad())
+            });
+        }
+        self
+    }
+
+    /// Moves what was learnt of the scales into `quantization`, where evaluation and export read it, and starts from there.
+    pub(crate) fn fold_scales(self, quantization: &mut Quantization, device: &Device) -> Self {
+        let mut learnt = false;
+        for (parameters, quantizer) in self.layers.iter().zip(&mut quantization.weights) {
+            if let (Some(log_scale), Some(quantizer)) = (&parameters.log_scale, quantizer) {
+                let factors = to_host(log_scale.val().exp());
+                for (scale, factor) in quantizer.scales.iter_mut().zip(factors) {
+                    *scale = (*scale * factor).max(weights::MIN_SCALE);
+                }
+                learnt = true;
+            }
+        }
+        if learnt {
+            self.with_learned_scales(quantization, device)
+        } else {
+            self
+        }
+    }
+
+    /// Ids of the weights of convolutions and linear layers: what weight decay is for.
+    pub(crate) fn weight_ids(&self) -> Vec<ParamId> {
+        self.layers
+            .iter()
+            .filter_map(|layer| Some(layer.weight.as_ref()?.id))
+            .collect()
+    }
+
+    /// Ids of everything else: biases, BatchNorm, scales.
+    pub(crate) fn other_ids(&self) -> Vec<ParamId> {
+        let ids = self.layers.iter().map(|layer| {
+            let norm = layer.norm.iter().flat_map(|norm| [norm.gamma.id, norm.beta.id]);
+            let bias = layer.bias.iter().chain(&layer.log_scale).map(|vector| vector.id);
+            norm.chain(bias).collect::<Vec<_>>()
+        });
+        ids.flatten().collect()
     }
 
     /// The parameters back on the host. `network` must be the one that this was built from.
@@ -258,7 +318,10 @@ impl<B: FakeQuantize> Parameters<B> {
     fn weight(&self, quantizer: Option<&Option<WeightQuantizer>>) -> Tensor<B, 2> {
         let weight = self.weight.as_ref().expect("the layer was built with weights").val();
         match quantizer {
-            Some(Some(quantizer)) => fake_quantize_weight(weight, quantizer),
+            Some(Some(quantizer)) => {
+                let log_scale = self.log_scale.as_ref().map(Param::val);
+                fake_quantize_weight(weight, quantizer, log_scale)
+            }
             Some(None) | None => weight,
         }
     }
@@ -616,8 +679,16 @@ fn finish<B: FakeQuantize>(x: Tensor<B, 4>, relu: bool, quantizer: Option<&Activ
     }
 }
 
-/// As [`weights::quantize_rows`], straight through: the gradient of the quantized weight is the weight's.
-fn fake_quantize_weight<B: FakeQuantize>(weight: Tensor<B, 2>, quantizer: &WeightQuantizer) -> Tensor<B, 2> {
+/// As [`weights::quantize_rows`], straight through: the gradient of the quantized weight is the weight's. Where scales are
+/// learnt, it is 0 for weights that are clipped, and the scales have one of their own.
+fn fake_quantize_weight<B: FakeQuantize>(
+    weight: Tensor<B, 2>,
+    quantizer: &WeightQuantizer,
+    log_scale: Option<Tensor<B, 1>>,
+) -> Tensor<B, 2> {
+    if let Some(log_scale) = log_scale {
+        return learned_step(weight, quantizer, log_scale);
+    }
     let [rows, row_len] = weight.dims();
     let fixed = weight.clone().detach();
     let groups = if quantizer.per_tensor {
@@ -631,7 +702,7 @@ fn fake_quantize_weight<B: FakeQuantize>(weight: Tensor<B, 2>, quantizer: &Weigh
             // Twice "not negative" less one: the sign, with +1 for zero.
             (groups.greater_equal_elem(0.0).float() * 2.0 - 1.0) * scale
         }
-        Width::W2 => {
+        Width::W2 if quantizer.scales.is_empty() => {
             let magnitude = groups.clone().abs();
             let threshold = magnitude.clone().mean_dim(1) * weights::TERNARY_THRESHOLD;
             let kept = magnitude.clone().greater(threshold.expand(magnitude.shape())).float();
@@ -639,14 +710,34 @@ fn fake_quantize_weight<B: FakeQuantize>(weight: Tensor<B, 2>, quantizer: &Weigh
             let scale = ((magnitude * kept.clone()).sum_dim(1) / count).clamp_min(weights::MIN_SCALE);
             groups.sign() * kept * scale
         }
-        Width::W4 | Width::W8 => {
+        Width::W2 | Width::W4 | Width::W8 => {
             let (min, max) = weights::code_range(quantizer.width);
-            let scales = quantizer.scales.clone();
-            let scale = Tensor::from_data(TensorData::new(scales, [groups.dims()[0], 1]), &weight.device());
+            let scale = chosen_scales(quantizer, &weight.device());
             (groups / scale.clone()).round().clamp(min, max) * scale
         }
     };
     weight + (quantized.reshape([rows, row_len]) - fixed)
+}
+
+/// LSQ (Esser et al. 2020, equations 1 to 3 and 5): `scale * round(clip(weight / scale))`, rounding straight through.
+fn learned_step<B: FakeQuantize>(weight: Tensor<B, 2>, quantizer: &WeightQuantizer, log_scale: Tensor<B, 1>) -> Tensor<B, 2> {
+    let [rows, row_len] = weight.dims();
+    let groups = log_scale.dims()[0];
+    let (min, max) = weights::code_range(quantizer.width);
+    // The paper's gradient scale, 1 / sqrt(N Q): for SGD, a step of a scale is then of the size of a weight's.
+    let share = 1.0 / ((rows * row_len / groups) as f64 * f64::from(max)).sqrt();
+    let log_scale = log_scale.clone() * share + log_scale.detach() * (1.0 - share);
+    let scale = chosen_scales(quantizer, &weight.device()) * log_scale.reshape([groups, 1]).exp();
+    let clipped = (weight.reshape([groups, rows * row_len / groups]) / scale.clone()).clamp(min, max);
+    let codes = clipped.clone() + (clipped.clone().round() - clipped).detach();
+    (codes * scale).reshape([rows, row_len])
+}
+
+/// `[groups, 1]`.
+fn chosen_scales<B: FakeQuantize>(quantizer: &WeightQuantizer, device: &B::Device) -> Tensor<B, 2> {
+    let scales = quantizer.scales.clone();
+    let groups = scales.len();
+    Tensor::from_data(TensorData::new(scales, [groups, 1]), device)
 }
 
 /// Mean of each window, padding counted as zero.
@@ -1022,7 +1113,8 @@ mod tests {
     #[test]
     fn fake_quantized_weights_are_those_of_the_host() {
         let device = Device::flex();
-        for (width, per_tensor) in Width::ALL.into_iter().flat_map(|width| [(width, false), (width, true)]) {
+        let variants = Width::ALL.into_iter().flat_map(|width| [(width, false), (width, true)]);
+        for ((width, per_tensor), learned) in variants.flat_map(|variant| [(variant, false), (variant, true)]) {
             let mut values = random(40 * 27, 3, -0.3, 0.3);
             values[..27].fill(0.0);
             values[30] = 0.0;
@@ -1030,15 +1122,18 @@ mod tests {
                 shape: vec![40, 3, 3, 3],
                 values,
             };
-            let quantizer = WeightQuantizer {
+            let mut quantizer = WeightQuantizer {
                 width,
                 scales: weights::choose_scales(&array, width, per_tensor),
                 per_tensor,
             };
+            if learned {
+                quantizer.scales = weights::learnable_scales(&array, &quantizer);
+            }
             let host = weights::quantize_rows(&array, &quantizer).dequantize();
             let data = TensorData::new(array.values.clone(), [40, 27]);
             let weight = Tensor::<Auto, 2>::from_data(data, device.dispatch()).require_grad();
-            let quantized = fake_quantize_weight(weight.clone(), &quantizer);
+            let quantized = fake_quantize_weight(weight.clone(), &quantizer, None);
             for (i, (found, expected)) in to_host(quantized.clone().inner()).iter().zip(&host).enumerate() {
                 assert!(
                     (found - expected).abs() <= 1e-6,
@@ -1051,6 +1146,112 @@ mod tests {
             let twice: Vec<f64> = to_host(quantized.inner()).iter().map(|&q| 2.0 * f64::from(q)).collect();
             assert_close(&gradient, &twice, "gradient");
         }
+    }
+
+    /// Against LSQ's own formulas, and the codes against the host's.
+    #[test]
+    fn learned_steps_have_the_papers_gradients() {
+        let device = Device::flex();
+        for (width, per_tensor) in [(Width::W2, false), (Width::W4, false), (Width::W4, true), (Width::W8, true)] {
+            let array = Array {
+                shape: vec![6, 20],
+                values: random(120, 5, -0.5, 0.5),
+            };
+            let groups = if per_tensor { 1 } else { 6 };
+            // Some weights are clipped.
+            let largest = 0.4 / f64::from(weights::code_range(width).1);
+            let mut quantizer = WeightQuantizer {
+                width,
+                scales: vec![largest as f32; groups],
+                per_tensor,
+            };
+            let factors = random(groups, 9, -0.2, 0.2);
+            let vector = |values: &[f32]| {
+                Tensor::<Auto, 1>::from_data(TensorData::new(values.to_vec(), [values.len()]), device.dispatch())
+            };
+            let weight =
+                Tensor::<Auto, 2>::from_data(TensorData::new(array.values.clone(), [6, 20]), device.dispatch()).require_grad();
+            let log_scale = vector(&factors).require_grad();
+            let quantized = fake_quantize_weight(weight.clone(), &quantizer, Some(log_scale.clone()));
+            let found = to_host(quantized.clone().inner());
+            // Each weight's gradient is its number, so that they can be told apart.
+            let upstream: Vec<f32> = (0..120).map(|i| (i % 7) as f32 - 3.0).collect();
+            let by = Tensor::<Auto, 2>::from_data(TensorData::new(upstream.clone(), [6, 20]), device.dispatch());
+            let gradients = (quantized * by).sum().backward();
+
+            for (scale, factor) in quantizer.scales.iter_mut().zip(&factors) {
+                *scale *= factor.exp();
+            }
+            let host = weights::quantize_rows(&array, &quantizer);
+            assert_close(
+                &found,
+                &host.dequantize().iter().map(|&q| f64::from(q)).collect::<Vec<_>>(),
+                "values",
+            );
+            let (min, max) = weights::code_range(width);
+            let per_group = 120 / groups;
+            let share = 1.0 / (per_group as f64 * f64::from(max)).sqrt();
+            let mut of_scale = vec![0.0; groups];
+            let mut of_weight = Vec::new();
+            let mut clipped = 0;
+            for i in 0..120 {
+                let scale = quantizer.scales[i / per_group];
+                let v = array.values[i] / scale;
+                let inside = v > min && v < max;
+                clipped += usize::from(!inside);
+                let slope = f64::from(f32::from(host.codes[i]) - if inside { v } else { 0.0 });
+                of_scale[i / per_group] += f64::from(upstream[i]) * slope * f64::from(scale) * share;
+                of_weight.push(if inside { f64::from(upstream[i]) } else { 0.0 });
+            }
+            assert!(clipped > 5);
+            assert_close(&to_host(log_scale.grad(&gradients).unwrap()), &of_scale, "scales");
+            assert_close(&to_host(weight.grad(&gradients).unwrap()), &of_weight, "weights");
+        }
+    }
+
+    #[test]
+    fn folding_learned_scales_changes_nothing_that_is_computed() {
+        let (network, state) = tiny();
+        let images = synthetic::load(Split::Train, 8);
+        let device = Device::flex();
+        let float = crate::checkpoint::Checkpoint {
+            network: network.clone(),
+            state: state.clone(),
+            quantization: None,
+            labels: Vec::new(),
+            provenance: Default::default(),
+        };
+        let mut quantization = ptq(&float, &images, &QuantizeOptions::new(Width::W2), &device)
+            .unwrap()
+            .quantization
+            .unwrap();
+        quantize::start_scales(&mut quantization, &network, &state).unwrap();
+        let mut net = Net::<Auto>::from_state(&network, &state, &device)
+            .unwrap()
+            .with_learned_scales(&quantization, &device);
+        let mut learnt = 0;
+        for parameters in &mut net.layers {
+            if let Some(log_scale) = &parameters.log_scale {
+                let dims = log_scale.dims();
+                parameters.log_scale = Some(Param::initialized(log_scale.id, Tensor::full(dims, 0.1, device.dispatch())));
+                learnt += 1;
+            }
+        }
+        assert_eq!(learnt, network.weighted_layers().count());
+        let x = to_device(&images, &[0, 1, 2, 3], &device);
+        let logits = |net: &Net<Auto>, quantization: &Quantization| -> Vec<f64> {
+            let output = net.forward(&network, Some(quantization), Tensor::from_inner(x.clone()), Mode::Frozen);
+            to_host(output.logits.inner()).into_iter().map(f64::from).collect()
+        };
+        let (before, scales) = (logits(&net, &quantization), quantization.clone());
+        let net = net.fold_scales(&mut quantization, &device);
+        assert_ne!(quantization, scales);
+        quantization.check(&network).unwrap();
+        let after: Vec<f32> = logits(&net, &quantization).into_iter().map(|v| v as f32).collect();
+        assert_close(&after, &before, "logits");
+        // And so does the network that is deployed, but for its rounded biases.
+        let on_device = Frozen::of(&network, &net, Some(&quantization), &device);
+        assert_close(&to_host(on_device.forward(x.clone()).logits), &before, "frozen");
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::data::batch::{self, Augmentation, Geometry};
 use crate::device::Device;
 use crate::network::{Network, Shape};
 use crate::nn::{self, Auto, Frozen, Inner, Mode, Net, Output};
-use crate::quantize::{self, Quantization, batch_norm};
+use crate::quantize::{self, Quantization, Scales, batch_norm};
 use crate::resident::{Resident, numbers};
 use crate::run_folder::{RunFolder, Track};
 use crate::{Error, ErrorKind, Result};
@@ -53,7 +53,8 @@ pub struct TrainOptions {
     pub learning_rate: f64,
     /// How weights follow gradients.
     pub optimizer: Optimizer,
-    /// Share of every weight that a step at learning rate 1 takes off (Adam), or its L2 penalty (SGD).
+    /// Share of every weight that a step at learning rate 1 takes off (Adam), or its L2 penalty (SGD). Of convolutions and linear
+    /// layers only: not of biases, BatchNorm or scales.
     pub weight_decay: f32,
     /// Probability that the target gives to all classes evenly; 0 to below 1.
     pub label_smoothing: f32,
@@ -65,6 +66,8 @@ pub struct TrainOptions {
     pub validation: usize,
     /// Share of the training labels that are replaced by wrong ones, for experiments; those of the validation images stay.
     pub label_noise: f64,
+    /// How the scales of quantized weights follow them.
+    pub scales: Scales,
     /// Statistics that BatchNorm uses and whether the running ones move.
     pub batch_norm: Mode,
     /// Weight of a teacher's soft targets in the loss, the labels having the rest; used where there is a teacher.
@@ -86,6 +89,7 @@ impl Default for TrainOptions {
             seed: 0,
             validation: 500,
             label_noise: 0.0,
+            scales: Scales::Reestimated,
             batch_norm: Mode::Train,
             distill: 0.5,
             temperature: 2.0,
@@ -615,7 +619,7 @@ impl Plan<'_> {
 
 /// Trains, and keeps the best checkpoint by validation in `track`; continues where `track` was left.
 ///
-/// W4 and W8 scales are chosen anew at the start of every epoch. At the end, BatchNorm statistics of the best checkpoint are
+/// Where scales are not learnt, those of W4 and W8 are chosen anew at the start of every epoch. At the end, BatchNorm statistics of the best checkpoint are
 /// re-estimated on `images` and kept where validation gains. Validation and this last step are not counted as passes: they
 /// are the same for every method that has the same number of rounds.
 ///
@@ -674,11 +678,18 @@ pub(crate) fn fit(
     }
     let bar = progress_bar(BAR, plan.method);
     let mut net = Net::<Auto>::from_state(network, &trained.state, device)?;
+    if let Some(quantization) = learned_scales(&mut trained, options) {
+        if progress.step == 0 {
+            quantize::start_scales(quantization, network, &start.state)?;
+        }
+        net = net.with_learned_scales(quantization, device);
+    }
     let mut watch = LossWatch::new(options.learning_rate, per_epoch);
     let (mut loss_sum, mut losses) = (0.0, 0);
     while plan.share(progress.step, progress.passes) < 1.0 {
         let step = progress.step;
         if step % per_epoch == 0
+            && options.scales == Scales::Reestimated
             && let Some(quantization) = &mut trained.quantization
         {
             quantize::refresh_scales(quantization, network, &net.to_state(network))?;
@@ -707,8 +718,7 @@ pub(crate) fn fit(
         let evaluated = round > progress.round;
         // Reading a number waits for the device, so not at every step.
         let value = (step % READ_EVERY == 0 || evaluated).then(|| nn::to_host(loss.clone().inner())[0]);
-        let gradients = GradientsParams::from_grads(loss.backward(), &net);
-        net = optimizer.step(learning_rate, net, gradients);
+        net = optimizer.step(learning_rate, net, &loss);
         bar.set_position((share * BAR as f64) as u64);
         if let Some(loss) = value {
             watch.see(loss, step)?;
@@ -732,6 +742,9 @@ pub(crate) fn fit(
             continue;
         }
         trained.state = net.to_state(network);
+        if let Some(quantization) = learned_scales(&mut trained, options) {
+            net = net.fold_scales(quantization, device);
+        }
         if let Err(error) = trained.state.check(network) {
             return Err(diverged(
                 format!("weights are not finite after step {}: {error}", progress.step),
@@ -779,6 +792,11 @@ pub(crate) fn fit(
     Ok(progress.report())
 }
 
+/// The quantization whose scales are parameters.
+fn learned_scales<'a>(trained: &'a mut Checkpoint, options: &TrainOptions) -> Option<&'a mut Quantization> {
+    trained.quantization.as_mut().filter(|_| options.scales == Scales::Learned)
+}
+
 /// Where the training in `track` stands; `None` where there is none yet.
 fn resume(
     start: &Checkpoint,
@@ -801,7 +819,7 @@ fn resume(
         )
         .remedy("name another run folder with -o"));
     }
-    let optimizer = Stepper::new(plan.options).load(state, device).map_err(|cause| {
+    let optimizer = Stepper::new(plan.options).load(&state, device).map_err(|cause| {
         Error::new(ErrorKind::Weights, format!("{}: {cause}", last.display())).remedy("delete the run folder to start over")
     })?;
     Ok(Some((trained, progress, optimizer)))
@@ -991,42 +1009,85 @@ pub fn progress_bar(steps: usize, what: &str) -> ProgressBar {
     }
 }
 
-/// One of the optimizers, with its state.
-enum Stepper {
+/// The optimizer with its state: one for the weights of convolutions and linear layers, which decay, and one for the rest.
+struct Stepper {
+    weights: Rule,
+    others: Rule,
+}
+
+/// One of the optimizers.
+enum Rule {
     Adam(OptimizerAdaptor<AdamW, Net<Auto>, Auto>),
     Sgd(OptimizerAdaptor<Sgd<Inner>, Net<Auto>, Auto>),
 }
 
 impl Stepper {
     fn new(options: &TrainOptions) -> Self {
-        match options.optimizer {
+        Self {
+            weights: Rule::new(options.optimizer, options.weight_decay),
+            others: Rule::new(options.optimizer, 0.0),
+        }
+    }
+
+    /// One step along the gradients of `loss`.
+    fn step(&mut self, learning_rate: f64, net: Net<Auto>, loss: &Tensor<Auto, 1>) -> Net<Auto> {
+        let mut gradients = loss.backward();
+        let [weights, others] =
+            [net.weight_ids(), net.other_ids()].map(|ids| GradientsParams::from_params(&mut gradients, &net, &ids));
+        let net = self.weights.step(learning_rate, net, weights);
+        self.others.step(learning_rate, net, others)
+    }
+
+    /// Both states, the first behind its length.
+    fn save(&self) -> Result<Vec<u8>> {
+        let [weights, others] = [self.weights.save()?, self.others.save()?];
+        let mut state = (weights.len() as u64).to_le_bytes().to_vec();
+        state.extend(weights);
+        state.extend(others);
+        Ok(state)
+    }
+
+    fn load(self, state: &[u8], device: &Device) -> Result<Self, String> {
+        let (len, state) = state.split_first_chunk().ok_or("the optimizer's state is cut short")?;
+        let len = usize::try_from(u64::from_le_bytes(*len)).unwrap_or(usize::MAX);
+        let (weights, others) = state.split_at_checked(len).ok_or("the optimizer's state is cut short")?;
+        Ok(Self {
+            weights: self.weights.load(weights.to_vec(), device)?,
+            others: self.others.load(others.to_vec(), device)?,
+        })
+    }
+}
+
+impl Rule {
+    fn new(optimizer: Optimizer, weight_decay: f32) -> Self {
+        match optimizer {
             Optimizer::Adam => {
-                let config = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(options.weight_decay);
-                Stepper::Adam(config.init())
+                let config = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(weight_decay);
+                Rule::Adam(config.init())
             }
             Optimizer::Sgd => {
                 let momentum = MomentumConfig::new()
                     .with_momentum(0.9)
                     .with_dampening(0.0)
                     .with_nesterov(true);
-                let decay = (options.weight_decay > 0.0).then(|| WeightDecayConfig::new(options.weight_decay));
+                let decay = (weight_decay > 0.0).then(|| WeightDecayConfig::new(weight_decay));
                 let config = SgdConfig::new().with_momentum(Some(momentum)).with_weight_decay(decay);
-                Stepper::Sgd(config.init())
+                Rule::Sgd(config.init())
             }
         }
     }
 
     fn step(&mut self, learning_rate: f64, net: Net<Auto>, gradients: GradientsParams) -> Net<Auto> {
         match self {
-            Stepper::Adam(optimizer) => optimizer.step(learning_rate, net, gradients),
-            Stepper::Sgd(optimizer) => optimizer.step(learning_rate, net, gradients),
+            Rule::Adam(optimizer) => optimizer.step(learning_rate, net, gradients),
+            Rule::Sgd(optimizer) => optimizer.step(learning_rate, net, gradients),
         }
     }
 
     fn save(&self) -> Result<Vec<u8>> {
         match self {
-            Stepper::Adam(optimizer) => Recorder::<Auto>::record(&recorder(), optimizer.to_record(), ()),
-            Stepper::Sgd(optimizer) => Recorder::<Auto>::record(&recorder(), optimizer.to_record(), ()),
+            Rule::Adam(optimizer) => Recorder::<Auto>::record(&recorder(), optimizer.to_record(), ()),
+            Rule::Sgd(optimizer) => Recorder::<Auto>::record(&recorder(), optimizer.to_record(), ()),
         }
         .map_err(|cause| Error::new(ErrorKind::Weights, format!("the optimizer's state cannot be stored: {cause}")))
     }
@@ -1035,13 +1096,13 @@ impl Stepper {
         let device = device.dispatch();
         let damaged = |cause| format!("the optimizer's state is damaged ({cause})");
         Ok(match self {
-            Stepper::Adam(optimizer) => {
+            Rule::Adam(optimizer) => {
                 let record = Recorder::<Auto>::load(&recorder(), state, device).map_err(damaged)?;
-                Stepper::Adam(optimizer.load_record(record))
+                Rule::Adam(optimizer.load_record(record))
             }
-            Stepper::Sgd(optimizer) => {
+            Rule::Sgd(optimizer) => {
                 let record = Recorder::<Auto>::load(&recorder(), state, device).map_err(damaged)?;
-                Stepper::Sgd(optimizer.load_record(record))
+                Rule::Sgd(optimizer.load_record(record))
             }
         })
     }
@@ -1284,9 +1345,14 @@ mod tests {
     #[test]
     fn a_killed_run_continues_to_the_same_bytes() {
         let (start, images) = quantized(Width::W4);
-        for optimizer in [Optimizer::Adam, Optimizer::Sgd] {
+        for (optimizer, scales) in [
+            (Optimizer::Adam, Scales::Reestimated),
+            (Optimizer::Sgd, Scales::Learned),
+            (Optimizer::Adam, Scales::Learned),
+        ] {
             let options = TrainOptions {
                 optimizer,
+                scales,
                 augment: true,
                 ..fixture::options()
             };
@@ -1326,6 +1392,60 @@ mod tests {
             assert_eq!(steps(&a), steps(&b));
             // Once more: nothing is left to do.
             assert_eq!(train("killed", 0), continued);
+        }
+    }
+
+    #[test]
+    fn learned_scales_move_and_stay_the_quantizers() {
+        for width in [Width::W2, Width::W4] {
+            let (start, images) = quantized(width);
+            let folder = tempfile::tempdir().unwrap();
+            let options = TrainOptions {
+                scales: Scales::Learned,
+                ..fixture::options()
+            };
+            let run = run(folder.path());
+            let report = train(&start, None, &images, &options, &run, &Device::flex()).unwrap();
+            assert!(report.top1 >= report.before_top1);
+            let (last, _, _) = run.track("").unwrap().load_last::<Value>().unwrap().unwrap();
+            let mut untouched = start.quantization.clone().unwrap();
+            quantize::start_scales(&mut untouched, &start.network, &start.state).unwrap();
+            let learnt = last.quantization.unwrap();
+            for (a, b) in learnt.weights.iter().flatten().zip(untouched.weights.iter().flatten()) {
+                assert_eq!(a.scales.len(), b.scales.len());
+                let moved = a.scales.iter().zip(&b.scales).filter(|(a, b)| a != b).count();
+                assert!(moved > a.scales.len() / 2, "{moved} of {}", a.scales.len());
+                assert!(a.scales.iter().zip(&b.scales).all(|(a, b)| (0.3..3.0).contains(&(a / b))));
+            }
+        }
+    }
+
+    #[test]
+    fn only_weights_decay() {
+        let (start, images) = quantized(Width::W4);
+        let last = |weight_decay: f32| {
+            let folder = tempfile::tempdir().unwrap();
+            let options = TrainOptions {
+                weight_decay,
+                epochs: 1,
+                // So small that decay is all that moves anything far.
+                learning_rate: 1e-6,
+                ..fixture::options()
+            };
+            let run = run(folder.path());
+            train(&start, None, &images, &options, &run, &Device::flex()).unwrap();
+            run.track("").unwrap().load_last::<Value>().unwrap().unwrap().0.state
+        };
+        let state = last(1e5);
+        for (name, array) in &start.state.tensors {
+            let size = |array: &crate::state_dict::Array| array.values.iter().map(|v| f64::from(v.abs())).sum::<f64>();
+            let share = size(&state.tensors[name]) / size(array);
+            let decays = name.ends_with(".weight") && !name.contains(".bn");
+            if decays {
+                assert!(share < 0.7, "{name} {share}");
+            } else if name.ends_with(".bn.weight") {
+                assert!((share - 1.0).abs() < 1e-3, "{name} {share}");
+            }
         }
     }
 

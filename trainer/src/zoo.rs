@@ -4,7 +4,7 @@ use crate::network::{BatchNorm, Layer, Network, Normalization, Op, Shape, Window
 use crate::{Error, ErrorKind, Result};
 
 /// The names [`zoo`] takes.
-pub const NAMES: [&str; 4] = ["resnet8", "resnet20", "dscnn", "tiny"];
+pub const NAMES: [&str; 6] = ["resnet8", "resnet8-wide", "resnet20", "vgg-small", "dscnn", "tiny"];
 
 /// Mean and standard deviation of ImageNet's channels in grey levels (0.485, 0.456, 0.406 and 0.229, 0.224, 0.225 of 255).
 const IMAGENET_MEAN: [f32; 3] = [123.675, 116.28, 103.53];
@@ -22,8 +22,11 @@ pub fn zoo(name: &str, classes: usize) -> Result<Network> {
         ));
     }
     match name {
-        "resnet8" => Ok(resnet8(classes)),
+        "resnet8" => Ok(resnet8("resnet8", 16, classes)),
+        // 64 features cannot tell 100 classes apart well; 128 can, in what a large Cortex-M still holds.
+        "resnet8-wide" => Ok(resnet8("resnet8-wide", 32, classes)),
         "resnet20" => Ok(resnet20(classes)),
+        "vgg-small" => Ok(vgg_small(classes)),
         "dscnn" => Ok(dscnn(classes)),
         "tiny" => Ok(tiny(classes)),
         _ => Err(Error::new(ErrorKind::Usage, format!("unknown network `{name}`"))
@@ -31,19 +34,19 @@ pub fn zoo(name: &str, classes: usize) -> Result<Network> {
     }
 }
 
-/// ResNet-8 of MLPerf Tiny: pixels as they are, convolutions with bias, TensorFlow's "same" padding, which at stride 2 pads
-/// 3x3 windows below and right only.
+/// ResNet-8 of MLPerf Tiny, with `channels` (there 16) in the first stage and twice as many in each further one: pixels as
+/// they are, convolutions with bias, TensorFlow's "same" padding, which at stride 2 pads 3x3 windows below and right only.
 ///
 /// # Source
 /// mlcommons/tiny, `benchmark/training/image_classification/keras_model.py`.
-fn resnet8(classes: usize) -> Network {
+fn resnet8(name: &str, channels: usize, classes: usize) -> Network {
     let mut net = Builder {
         layers: Vec::new(),
         bias: true,
         epsilon: 1e-3,
     };
-    let mut x = net.conv_norm("conv1", "bn1", 0, 16, same(3, 1), true);
-    for (stage, channels, stride) in [(1, 16, 1), (2, 32, 2), (3, 64, 2)] {
+    let mut x = net.conv_norm("conv1", "bn1", 0, channels, same(3, 1), true);
+    for (stage, channels, stride) in [(1, channels, 1), (2, 2 * channels, 2), (3, 4 * channels, 2)] {
         let block = format!("layer{stage}.0");
         let a = net.block_conv(&block, 1, x, channels, same(3, stride), true);
         let b = net.block_conv(&block, 2, a, channels, same(3, 1), false);
@@ -68,7 +71,7 @@ fn resnet8(classes: usize) -> Network {
     let pooled = net.push("avgpool".into(), Op::AvgPool { window: whole(8) }, [x]);
     net.classifier("fc", pooled, classes);
     net.network(
-        "resnet8",
+        name,
         Normalization {
             mean: vec![0.0; 3],
             std: vec![1.0; 3],
@@ -113,6 +116,47 @@ fn resnet20(classes: usize) -> Network {
         Normalization {
             mean: IMAGENET_MEAN.into(),
             std: IMAGENET_STD.into(),
+        },
+    )
+}
+
+/// VGG-small, on which binary and ternary networks are compared: three pairs of 3x3 convolutions with 128, 256 and 512
+/// channels, each pair before a 2x2 max-pool, BatchNorm after every convolution, one linear layer.
+///
+/// # Source
+/// Courbariaux et al. 2015, "BinaryConnect", section 3.3, with one linear layer instead of three as in Zhang et al. 2018,
+/// "LQ-Nets", section 5.1.
+fn vgg_small(classes: usize) -> Network {
+    let mut net = Builder {
+        layers: Vec::new(),
+        bias: false,
+        epsilon: 1e-5,
+    };
+    let halve = Window {
+        stride_height: 2,
+        stride_width: 2,
+        ..whole(2)
+    };
+    let mut x = 0;
+    for (stage, channels) in [(0, 128), (1, 256), (2, 512)] {
+        for index in [2 * stage + 1, 2 * stage + 2] {
+            x = net.conv_norm(
+                &format!("conv{index}"),
+                &format!("bn{index}"),
+                x,
+                channels,
+                padded(3, 1),
+                true,
+            );
+        }
+        x = net.push(format!("pool{}", stage + 1), Op::MaxPool { window: halve }, [x]);
+    }
+    net.classifier("fc", x, classes);
+    net.network(
+        "vgg-small",
+        Normalization {
+            mean: vec![128.0; 3],
+            std: vec![64.0; 3],
         },
     )
 }
@@ -303,6 +347,11 @@ mod tests {
         // are not here; 12 classes of 65 values, here 10.
         assert_eq!(parameters(&zoo("dscnn", 10).unwrap()), 24_908 - 2_560 + 1_728 - 576 - 2 * 65);
         assert!(parameters(&zoo("tiny", 10).unwrap()) < 20_000);
+        // 4.6 M, as published; of a linear layer over 4x4x512 values.
+        let convolutions = 9 * (3 * 128 + 128 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 512 * 512);
+        let (norms, linear) = (4 * 2 * (128 + 256 + 512), 8192 * 10 + 10);
+        assert_eq!(parameters(&zoo("vgg-small", 10).unwrap()), convolutions + norms + linear);
+        assert_eq!(parameters(&zoo("resnet8-wide", 100).unwrap()), 321_508);
     }
 
     #[test]
@@ -312,9 +361,10 @@ mod tests {
             assert_eq!(network.name, name);
             let shapes = network.shapes().unwrap();
             assert_eq!(shapes.last().unwrap().elements(), 7);
-            // The last pooling leaves one pixel.
+            // The last pooling leaves one pixel, or the 4x4 of VGG.
+            let side = if name == "vgg-small" { 4 } else { 1 };
             let pooled = shapes[shapes.len() - 2];
-            assert_eq!((pooled.height, pooled.width), (1, 1), "{name}");
+            assert_eq!((pooled.height, pooled.width), (side, side), "{name}");
         }
     }
 
@@ -330,7 +380,12 @@ mod tests {
     fn unknown_networks_are_usage_errors_that_list_the_names() {
         let error = zoo("resnet9", 10).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
-        assert!(error.to_string().contains("resnet8, resnet20, dscnn, tiny"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("resnet8, resnet8-wide, resnet20, vgg-small, dscnn, tiny"),
+            "{error}"
+        );
         assert!(zoo("tiny", 0).is_err());
     }
 }

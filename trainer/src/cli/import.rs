@@ -18,7 +18,7 @@ use super::print;
 Reads safetensors and PyTorch files (.th, .pt, .pth). Every tensor must be there, in its shape, and finite."
 )]
 pub struct Import {
-    /// resnet8, resnet20, dscnn or tiny
+    /// resnet8, resnet8-wide, resnet20, vgg-small, dscnn or tiny
     network: String,
     /// The weights: safetensors or PyTorch
     #[arg(long, value_name = "FILE")]

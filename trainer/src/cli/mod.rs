@@ -19,6 +19,7 @@ use adcorda::checkpoint::Checkpoint;
 use adcorda::data::{Dataset, SetSpec, Split};
 use adcorda::device::Device;
 use adcorda::nn::{Frozen, Mode};
+use adcorda::quantize::Scales;
 use adcorda::refine::Arm;
 use adcorda::train::{Optimizer, TrainOptions};
 use adcorda::{Error, ErrorKind, Result};
@@ -135,6 +136,9 @@ struct TrainingArgs {
     /// For experiments: this share of the training labels replaced at random; validation labels stay
     #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
     label_noise: f64,
+    /// How the scales of quantized weights follow them: reestimated, or learned as parameters (LSQ; W1 is estimated in any case)
+    #[arg(long, value_enum, default_value = "reestimated")]
+    scales: Scales,
     /// train: BatchNorm normalizes with the batch, and running statistics move; frozen: with running statistics that stay
     #[arg(long, value_enum, default_value = "train")]
     batch_norm: Mode,
@@ -173,6 +177,7 @@ impl TrainingArgs {
             seed: self.seed,
             validation: self.validation,
             label_noise: self.label_noise,
+            scales: self.scales,
             batch_norm: self.batch_norm,
             distill: teacher.distill,
             temperature: teacher.temperature,

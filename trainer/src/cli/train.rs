@@ -21,7 +21,7 @@ adcorda train w2.ckpt --data cifar10:data --epochs 2 --learning-rate 1e-3 -o run
 Give the same command again to resume after a kill. The best epoch by validation is kept, the start included."
 )]
 pub struct Train {
-    /// A network to train from scratch (resnet8, resnet20, dscnn or tiny), or a checkpoint or run folder to continue
+    /// A network to train from scratch (resnet8, resnet8-wide, resnet20, vgg-small, dscnn or tiny), or a checkpoint or run folder to continue
     start: String,
     #[command(flatten)]
     training: TrainingArgs,

@@ -10,11 +10,13 @@ use super::*;
 use crate::checkpoint::Provenance;
 use crate::data::Dataset;
 use crate::data::batch::{Purpose, rng};
+use crate::device::Device;
 use crate::inspect::inspect;
 use crate::network::{BatchNorm, Layer, Network, Normalization, Op, Shape, Window};
+use crate::nn::Frozen;
 use crate::quantize::activations::quantizer_of_range;
 use crate::quantize::weights::{choose_scales, quantize_rows};
-use crate::quantize::{ActivationQuantizer, Quantization, WeightQuantizer, Width, dequantized};
+use crate::quantize::{ActivationQuantizer, Quantization, QuantizeOptions, WeightQuantizer, Width, dequantized, ptq};
 use crate::state_dict::{Array, StateDict};
 use crate::zoo::zoo;
 
@@ -646,6 +648,41 @@ fn files_of_the_zoo_take_bits_times_weights() {
     let saved = size("resnet8", Width::W8) - size("resnet8", Width::W4);
     assert!((76_288 / 2..76_288 / 2 + 32).contains(&saved), "{saved}");
     assert!(size("resnet20", Width::W2) < 80_000);
+}
+
+/// For as many classes as CIFAR-100 has, flattened maps and wide layers included, at small cost: one image.
+#[test]
+fn large_networks_of_the_zoo_compute_what_the_trainer_does() {
+    for name in ["resnet8-wide", "vgg-small"] {
+        let network = zoo(name, 100).unwrap();
+        let float = Checkpoint {
+            state: StateDict::init(&network, 3).unwrap(),
+            network,
+            quantization: None,
+            labels: Vec::new(),
+            provenance: Provenance::default(),
+        };
+        let images = images(&float.network, 2, 5);
+        let quantized = ptq(&float, &images, &QuantizeOptions::new(Width::W2), &Device::flex()).unwrap();
+        let exported = export(&quantized, &ExportOptions::default()).unwrap();
+        let scale = f32::from_bits(Model::parse(&exported.bytes).unwrap().output().scale.0);
+        let one = images.take(1);
+        let integer = crate::eval::evaluate_model(&exported.bytes, &one).unwrap().logits;
+        let frozen = Frozen::new(
+            &quantized.network,
+            &quantized.state,
+            quantized.quantization.as_ref(),
+            &Device::flex(),
+        );
+        let fake = frozen.unwrap().logits_of(&one, 1).unwrap();
+        let range = fake.iter().fold(0f32, |range, logit| range.max(logit.abs()));
+        let worst = fake
+            .iter()
+            .zip(integer)
+            .map(|(f, i)| (f - scale * i as f32).abs())
+            .fold(0f32, f32::max);
+        assert!(worst < 0.05 * range, "{name}: {worst} of {range}");
+    }
 }
 
 #[test]

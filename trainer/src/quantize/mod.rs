@@ -32,8 +32,8 @@ pub struct ActivationQuantizer {
 pub struct WeightQuantizer {
     /// Bits.
     pub width: Width,
-    /// W4, W8: one chosen scale a row (output channel), or a single one (per tensor) for the last layer. Empty for W1 and W2,
-    /// whose scales follow from the weights.
+    /// W4, W8, and W2 where they were learnt: one scale a row (output channel), or a single one (per tensor) for the last layer.
+    /// Else empty: the scales follow from the weights.
     pub scales: Vec<f32>,
     /// One scale for the whole tensor instead of one a row: the last layer, so that its accumulators are comparable logits.
     pub per_tensor: bool,
@@ -89,9 +89,10 @@ impl Quantization {
                 (Some(_), None) => return fail(format!("{at} has weights but no quantizer")),
                 (Some(&rows), Some(quantizer)) => {
                     let expected = match (quantizer.width, quantizer.per_tensor) {
-                        (Width::W1 | Width::W2, _) => 0,
-                        (Width::W4 | Width::W8, true) => 1,
-                        (Width::W4 | Width::W8, false) => rows,
+                        (Width::W1, _) => 0,
+                        (Width::W2, _) if quantizer.scales.is_empty() => 0,
+                        (Width::W2 | Width::W4 | Width::W8, true) => 1,
+                        (Width::W2 | Width::W4 | Width::W8, false) => rows,
                     };
                     if quantizer.scales.len() != expected {
                         return fail(format!("{at} has {} weight scales, needs {expected}", quantizer.scales.len()));
@@ -190,6 +191,31 @@ pub fn refresh_scales(quantization: &mut Quantization, network: &Network, state:
         if let Some(quantizer) = quantizer {
             let weight = state.get(&format!("{}.weight", layer.name))?;
             quantizer.scales = weights::choose_scales(weight, quantizer.width, quantizer.per_tensor);
+        }
+    }
+    Ok(())
+}
+
+/// How the scales of weights follow them in training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Scales {
+    /// Estimated from the weights: W4 and W8 at the start of every epoch, W1 and W2 at every step.
+    #[default]
+    Reestimated,
+    /// Parameters like any other (LSQ); of W1 estimated, because BatchNorm scales its rows anyway.
+    Learned,
+}
+
+/// Gives every quantizer that can have learnt scales some to start from.
+///
+/// # Errors
+/// [`ErrorKind::Weights`] where a weight tensor is missing.
+pub fn start_scales(quantization: &mut Quantization, network: &Network, state: &StateDict) -> Result<()> {
+    for (layer, quantizer) in network.layers.iter().zip(&mut quantization.weights) {
+        if let Some(quantizer) = quantizer {
+            let weight = state.get(&format!("{}.weight", layer.name))?;
+            quantizer.scales = weights::learnable_scales(weight, quantizer);
         }
     }
     Ok(())

@@ -6,7 +6,8 @@
 //!
 //! # Source
 //! W1: Rastegari et al. 2016, XNOR-Net, section 3.1 (sign, mean magnitude). W2: Li et al. 2016, ternary weight networks,
-//! section 2.3 (threshold 0.7 of the mean magnitude). W4, W8: uniform, the clipping point with the least squared error.
+//! section 2.3 (threshold 0.7 of the mean magnitude). W4, W8: uniform, the clipping point with the least squared error. Scales
+//! that are learnt: Esser et al. 2020, LSQ, section 2; a ternary grid too is then uniform, with its threshold at half a scale.
 
 use super::{WeightQuantizer, Width};
 use crate::state_dict::Array;
@@ -42,7 +43,7 @@ impl QuantizedWeights {
 /// Quantizes a weight tensor, outermost dimension the output channels.
 ///
 /// # Panics
-/// Where a W4 or W8 quantizer has another number of scales than the tensor has rows (one for per-tensor).
+/// Where a quantizer has another number of scales than the tensor has rows (one for per-tensor), but for W1, and W2 without any.
 pub fn quantize_rows(weights: &Array, quantizer: &WeightQuantizer) -> QuantizedWeights {
     let mut codes = Vec::with_capacity(weights.values.len());
     let mut scales = Vec::new();
@@ -52,13 +53,13 @@ pub fn quantize_rows(weights: &Array, quantizer: &WeightQuantizer) -> QuantizedW
                 codes.extend(row.iter().map(|&w| if w >= 0.0 { 1 } else { -1 }));
                 mean_magnitude(row.iter()).max(MIN_SCALE)
             }
-            Width::W2 => {
+            Width::W2 if quantizer.scales.is_empty() => {
                 let threshold = TERNARY_THRESHOLD * mean_magnitude(row.iter());
                 let ternary = |w: f32| if w.abs() <= threshold { 0 } else { w.signum() as i8 };
                 codes.extend(row.iter().map(|&w| ternary(w)));
                 mean_magnitude(row.iter().filter(|w| w.abs() > threshold)).max(MIN_SCALE)
             }
-            Width::W4 | Width::W8 => {
+            Width::W2 | Width::W4 | Width::W8 => {
                 let scale = quantizer.scales[index];
                 let (min, max) = code_range(quantizer.width);
                 codes.extend(row.iter().map(|&w| code(w, scale, min, max) as i8));
@@ -76,6 +77,18 @@ pub fn choose_scales(weights: &Array, width: Width, per_tensor: bool) -> Vec<f32
     match width {
         Width::W1 | Width::W2 => Vec::new(),
         Width::W4 | Width::W8 => scale_groups(weights, per_tensor).map(|row| best_scale(row, width)).collect(),
+    }
+}
+
+/// Where scales that are learnt start: those of the quantizer, or of least squared error where it has none. Empty for W1, whose
+/// rows BatchNorm scales anyway.
+pub fn learnable_scales(weights: &Array, quantizer: &WeightQuantizer) -> Vec<f32> {
+    match quantizer.width {
+        Width::W1 => Vec::new(),
+        Width::W2 if quantizer.scales.is_empty() => scale_groups(weights, quantizer.per_tensor)
+            .map(|row| best_scale(row, Width::W2))
+            .collect(),
+        Width::W2 | Width::W4 | Width::W8 => quantizer.scales.clone(),
     }
 }
 
@@ -121,7 +134,11 @@ fn best_scale(row: &[f32], width: Width) -> f32 {
             })
             .sum()
     };
-    let candidates = (40..=100).rev().map(|percent| (full * percent as f32 / 100.0).max(MIN_SCALE));
+    // Of three codes, the outer two stand for weights far below the largest.
+    let least = if width == Width::W2 { 10 } else { 40 };
+    let candidates = (least..=100)
+        .rev()
+        .map(|percent| (full * percent as f32 / 100.0).max(MIN_SCALE));
     let mut best = (f64::INFINITY, MIN_SCALE);
     for scale in candidates {
         let error = error(scale);
@@ -169,6 +186,23 @@ mod tests {
         let quantized = quantize_rows(&weights, &quantizer(Width::W2, &[]));
         assert_eq!(quantized.codes, [-1, 0, 1, -1]);
         assert!((quantized.scales[0] - 3.7 / 3.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_learnt_ternary_grid_is_uniform_and_starts_near_the_least_error() {
+        let weights = array(1, &[-2.0, 0.45, 0.55, -0.8]);
+        let quantized = quantize_rows(&weights, &quantizer(Width::W2, &[1.0]));
+        assert_eq!(quantized.codes, [-1, 0, 1, -1]);
+        assert_eq!(quantized.scales, [1.0]);
+
+        // Of evenly spread weights, a threshold at a third and a scale at two thirds of the largest are best.
+        let values: Vec<f32> = (-300..=300).map(|i| i as f32 / 300.0).collect();
+        let even = array(1, &values);
+        let scales = learnable_scales(&even, &quantizer(Width::W2, &[]));
+        assert!((scales[0] - 2.0 / 3.0).abs() < 0.01, "{}", scales[0]);
+        assert_eq!(learnable_scales(&even, &quantizer(Width::W2, &[0.3])), [0.3]);
+        assert_eq!(learnable_scales(&even, &quantizer(Width::W4, &[0.2])), [0.2]);
+        assert!(learnable_scales(&even, &quantizer(Width::W1, &[])).is_empty());
     }
 
     #[test]
