@@ -336,6 +336,54 @@ fn options_that_cannot_be_make_no_run() {
 }
 
 #[test]
+fn what_refine_cannot_do() {
+    let folder = tempdir().unwrap();
+    let (w2, output) = (checkpoint("tiny w2"), folder.path().join("run"));
+    let common = [
+        "refine",
+        path(&w2),
+        "--data",
+        "synthetic:256x64",
+        "--validation",
+        "32",
+        "-o",
+        path(&output),
+    ];
+    let refine = |extra: &'static [&'static str]| common.iter().chain(extra).copied().collect::<Vec<&str>>();
+    for (extra, parts) in [
+        (&["--arm", "distillation"][..], &["distillation", "--teacher"][..]),
+        (&["--batch", "500"], &["--batch 500", "224 training images", "remedy: "]),
+        (&["--refresh", "0"], &["--refresh", "online"]),
+        (&["--arm", "trades", "--train-steps", "0"], &["--train-steps"]),
+        (&["--distill", "2"], &["--distill"]),
+    ] {
+        let output = adcorda(&refine(extra));
+        assert_eq!(output.status.code(), Some(2), "{extra:?}");
+        mentions(&String::from_utf8_lossy(&output.stderr), parts);
+    }
+    assert!(!output.exists());
+    // Found out only once the search is paid for.
+    let text = fails(&refine(&["--passes", "100"]), 2);
+    mentions(&text, &["of the 100 passes", "--passes"]);
+}
+
+#[test]
+fn images_of_one_class() {
+    let folder = tempdir().unwrap();
+    let mut bytes = vec![7; 3073 * 40];
+    for record in bytes.chunks_exact_mut(3073) {
+        record[0] = 3;
+    }
+    let set = cifar10(folder.path(), &bytes);
+    let output = folder.path().join("run");
+    let arguments = ["--data", &set, "--validation", "8", "--batch", "16", "-o", path(&output)];
+    let float = checkpoint("tiny float");
+    let text = fails(&[&["train", path(&float)], &arguments[..]].concat(), 3);
+    mentions(&text, &["one class", "remedy: "]);
+    assert!(!output.exists());
+}
+
+#[test]
 fn data_folder_not_writable() {
     let folder = tempdir().unwrap();
     let file = folder.path().join("file");

@@ -124,52 +124,71 @@ fn same_seed_same_file_and_every_verb() {
     );
 }
 
-/// Killed in the middle, run again: the same bytes as an undisturbed run.
-#[test]
-fn killed_run_resumes_to_the_same_weights() {
+/// Runs a verb; and again in another folder, where it is killed at its first checkpoint and then continued. Both end in the same
+/// file, `best` of the run's folder.
+fn killed_and_resumed(arguments: &[&str], track: &str) {
     let folder = tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
-    let arguments = |run: &str| {
-        [
-            "train",
-            "tiny",
-            "--data",
-            SET,
-            "--epochs",
-            "4",
-            "--validation",
-            "32",
-            "--seed",
-            "3",
-            "-o",
-            run,
-        ]
-        .map(str::to_owned)
-        .to_vec()
+    let run = |name: &str| folder.path().join(name);
+    let all = |run: &Path| -> Vec<String> {
+        let output = ["-o", run.to_str().expect("UTF-8")];
+        arguments.iter().chain(&output).map(|&argument| argument.to_owned()).collect()
     };
-    let train = |run: &str| {
-        let arguments = arguments(run);
-        let output = adcorda(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let whole_run = |run: &Path| {
+        let output = adcorda(&all(run).iter().map(String::as_str).collect::<Vec<_>>());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
-    let (whole, killed) = (at("whole"), at("killed"));
-    train(&whole);
+    let (whole, killed) = (run("whole"), run("killed"));
+    whole_run(&whole);
 
-    let all = arguments(&killed);
-    let mut child = tool(&all.iter().map(String::as_str).collect::<Vec<_>>()).spawn().unwrap();
-    let checkpoint = Path::new(&killed).join("last.safetensors");
+    let mut child = tool(&all(&killed).iter().map(String::as_str).collect::<Vec<_>>())
+        .spawn()
+        .unwrap();
+    let checkpoint = killed.join(track).join("last.safetensors");
     while !checkpoint.exists() && child.try_wait().unwrap().is_none() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let _ = child.kill();
     child.wait().unwrap();
     assert!(checkpoint.exists());
-    train(&killed);
-    let best = |run: &str| fs::read(Path::new(run).join("best.safetensors")).unwrap();
+    whole_run(&killed);
+    let best = |run: &Path| fs::read(run.join(track).join("best.safetensors")).unwrap();
     assert!(
         best(&whole) == best(&killed),
         "a killed and resumed run ends in other weights"
     );
+}
+
+#[test]
+fn killed_run_resumes_to_the_same_weights() {
+    let options = ["--data", SET, "--epochs", "4", "--validation", "32", "--seed", "3"];
+    killed_and_resumed(&[&["train", "tiny"], &options[..]].concat(), "");
+}
+
+#[test]
+fn killed_refinement_resumes_to_the_same_weights() {
+    let w2 = command::checkpoint("tiny w2");
+    let options = [
+        "--data",
+        SET,
+        "--epochs",
+        "6",
+        "--validation",
+        "32",
+        "--seed",
+        "3",
+        "--learning-rate",
+        "3e-3",
+        "--refresh",
+        "2",
+        "--coral-momentum",
+        "0.9",
+        "--scales",
+        "learned",
+        "--target-weight",
+        "0.5",
+    ];
+    let start = ["refine", w2.to_str().expect("UTF-8")];
+    killed_and_resumed(&[&start, &options[..]].concat(), "adcorda");
 }
 
 #[test]
