@@ -5,21 +5,28 @@
 //! by rounding afterwards. The network is the frozen one, fake-quantized where it is quantized, with gradients passed
 //! straight through.
 //!
-//! [`attack`] follows the margin: FGSM, PGD, and a minimal-norm attack.
+//! [`attack`] follows the margin: FGSM, PGD, and a minimal-norm attack. For evaluation there are [`apgd`], and [`square`],
+//! which needs logits only; [`robustness`] measures with all of them.
 //!
 //! # Source
-//! FGSM: Goodfellow et al. 2015. PGD: Madry et al. 2018. Minimal norm: DeepFool (Moosavi-Dezfooli et al. 2016), and the last
-//! projection of FAB (Croce and Hein 2020a). The margin as objective: Carlini and Wagner 2017.
+//! FGSM: Goodfellow et al. 2015. PGD: Madry et al. 2018. Minimal norm: DeepFool (Moosavi-Dezfooli et al. 2016), then balls that
+//! shrink, as in Rony et al. 2019. The margin as objective: Carlini and Wagner 2017.
 
 mod ball;
-pub mod robustness;
+mod pgd;
 mod search;
+
+pub mod apgd;
+pub mod robustness;
+pub mod square;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use self::ball::Ball;
 pub use self::ball::Norm;
+use self::search::Search;
 use crate::data::Dataset;
 use crate::data::batch::to_planar_f32;
 use crate::device::Device;
@@ -167,7 +174,7 @@ pub fn attack(
     options: &AttackOptions,
     direction: Direction,
 ) -> Attacked {
-    search::attack(
+    attack_read(
         network,
         images,
         shape,
@@ -176,6 +183,29 @@ pub fn attack(
         direction,
         Reading::of(network.device()),
     )
+}
+
+fn attack_read(
+    network: &Frozen,
+    images: &[&[u8]],
+    shape: [usize; 3],
+    labels: &[u16],
+    options: &AttackOptions,
+    direction: Direction,
+    reading: Reading,
+) -> Attacked {
+    let search = Search {
+        network,
+        shape,
+        ball: Ball {
+            norm: options.norm,
+            epsilon: options.epsilon,
+        },
+        sense: direction.sense(),
+        wanted: options.margin,
+        reading,
+    };
+    pgd::attack(&search, images, labels, options)
 }
 
 /// How often the host looks which images are done. The images found do not depend on it.
@@ -273,11 +303,51 @@ fn margin_column<B: Backend>(logits: Tensor<B, 2>, own: Tensor<B, 2>) -> Tensor<
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::sync::OnceLock;
+
     use super::*;
-    use crate::data::Dataset;
-    use crate::device::Device;
-    use crate::train::fixture;
+    use crate::checkpoint::Checkpoint;
+    use crate::run_folder::RunFolder;
+    use crate::train::{fixture, train};
+
+    const METHODS: [Method; 3] = [Method::Fgsm, Method::Pgd, Method::Minimal];
+
+    /// A network that gets most images right.
+    pub fn trained() -> &'static Checkpoint {
+        static TRAINED: OnceLock<Checkpoint> = OnceLock::new();
+        TRAINED.get_or_init(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let run = RunFolder::open(folder.path(), &serde_json::json!({})).unwrap();
+            let images = fixture::images(240, 1);
+            train(&fixture::float(3), None, &images, &fixture::options(), &run, &Device::flex()).unwrap();
+            Checkpoint::load(run.track("").unwrap().best()).unwrap()
+        })
+    }
+
+    pub fn freeze(checkpoint: &Checkpoint) -> Frozen {
+        let quantization = checkpoint.quantization.as_ref();
+        Frozen::new(&checkpoint.network, &checkpoint.state, quantization, &Device::flex()).unwrap()
+    }
+
+    /// Every pixel within the ball, and the margins those of the bytes.
+    pub fn assert_sound(network: &Frozen, images: &Dataset, attacked: &Attacked, norm: Norm, epsilon: f32) {
+        let len = images.image_len();
+        assert_eq!(attacked.images.len(), images.images.len());
+        for (i, image) in attacked.images.chunks_exact(len).enumerate() {
+            let distance = norm.distance(image, images.image(i));
+            assert!(distance <= f64::from(epsilon), "image {i}: {distance} > {epsilon}");
+        }
+        let classified = Dataset {
+            images: attacked.images.clone(),
+            ..images.clone()
+        };
+        let logits = network.logits_of(&classified, 7).unwrap();
+        for (found, margin) in margins(&logits, images.labels()).iter().zip(&attacked.margins) {
+            // Of another batch, so the sums may be in another order.
+            assert!((found - margin).abs() < 1e-4 * (1.0 + margin.abs()), "{found} {margin}");
+        }
+    }
 
     fn frozen(seed: u64) -> Frozen {
         let start = fixture::float(seed);
@@ -382,18 +452,27 @@ mod tests {
     /// Compaction must not mix images up: alone, each is led to the same pixels.
     #[test]
     fn a_batch_finds_what_each_image_finds_alone() {
-        let (network, images) = (frozen(3), fixture::images(24, 5));
-        let options = AttackOptions {
-            epsilon: 12.0,
-            step: 2.0,
-            margin: 0.05,
-            ..AttackOptions::default()
-        };
-        let together = run(&network, &images, &options, Direction::Toward);
-        for i in 0..images.len() {
-            let alone = run(&network, &images.subset(&[i]), &options, Direction::Toward);
-            let len = images.image_len();
-            assert_eq!(alone.images, together.images[i * len..][..len], "image {i}");
+        let (network, images) = (frozen(3), fixture::images(16, 5));
+        for method in METHODS {
+            for norm in [Norm::Linf, Norm::L2] {
+                let options = AttackOptions {
+                    epsilon: if norm == Norm::L2 { 100.0 } else { 12.0 },
+                    step: if norm == Norm::L2 { 20.0 } else { 2.0 },
+                    steps: 8,
+                    margin: 0.05,
+                    ..wide(method, norm)
+                };
+                let together = run(&network, &images, &options, Direction::Toward);
+                for i in 0..images.len() {
+                    let alone = run(&network, &images.subset(&[i]), &options, Direction::Toward);
+                    let len = images.image_len();
+                    assert_eq!(
+                        alone.images,
+                        together.images[i * len..][..len],
+                        "{method:?} {norm:?} image {i}"
+                    );
+                }
+            }
         }
     }
 
@@ -445,6 +524,172 @@ mod tests {
     fn margins_are_to_the_largest_other_class() {
         assert_eq!(margins(&[1.0, 5.0, 2.0, 0.0, -1.0, 3.0], &[1, 0]), [3.0, -3.0]);
         assert!(margins(&[], &[]).is_empty());
+    }
+
+    /// A ball in which most images of the fixture find what they look for.
+    fn wide(method: Method, norm: Norm) -> AttackOptions {
+        let (epsilon, step) = match norm {
+            Norm::Linf => (40.0, 4.0),
+            Norm::L2 => (300.0, 30.0),
+        };
+        AttackOptions {
+            method,
+            norm,
+            epsilon,
+            step,
+            steps: 20,
+            margin: 0.1,
+            ..AttackOptions::default()
+        }
+    }
+
+    #[test]
+    fn every_method_and_norm_finds_both_ways_and_stays_in_the_ball() {
+        let (network, images) = (frozen(3), fixture::images(48, 5));
+        for (method, norm) in METHODS
+            .into_iter()
+            .flat_map(|method| [Norm::Linf, Norm::L2].map(|norm| (method, norm)))
+        {
+            for direction in [Direction::Toward, Direction::Away] {
+                let options = wide(method, norm);
+                let attacked = run(&network, &images, &options, direction);
+                assert_sound(&network, &images, &attacked, norm, options.epsilon);
+                let reached = attacked
+                    .margins
+                    .iter()
+                    .filter(|&&margin| direction.sense() * margin >= 0.1)
+                    .count();
+                assert!(reached >= 36, "{method:?} {norm:?} {direction:?}: {reached}");
+                assert!(attacked == run(&network, &images, &options, direction));
+                // So little that rounding matters.
+                let narrow = AttackOptions {
+                    epsilon: if norm == Norm::L2 { 4.5 } else { 1.0 },
+                    ..options
+                };
+                let attacked = run(&network, &images, &narrow, direction);
+                assert_sound(&network, &images, &attacked, norm, narrow.epsilon);
+                assert!(attacked.images != images.images);
+            }
+        }
+    }
+
+    /// On a GPU done images stay in the batch for a while: what is found is the same.
+    #[test]
+    fn how_often_the_host_looks_changes_nothing_but_the_passes() {
+        let (network, images) = (frozen(3), fixture::images(40, 5));
+        let pixels: Vec<&[u8]> = (0..images.len()).map(|i| images.image(i)).collect();
+        for method in METHODS {
+            for norm in [Norm::Linf, Norm::L2] {
+                let options = AttackOptions {
+                    restarts: 1,
+                    margin: 0.3,
+                    ..wide(method, norm)
+                };
+                let read = |reading| {
+                    let (shape, labels) = (images.shape(), images.labels());
+                    attack_read(&network, &pixels, shape, labels, &options, Direction::Toward, reading)
+                };
+                let (often, seldom) = (read(Reading::CPU), read(Reading::GPU));
+                assert!(often.images == seldom.images, "{method:?} {norm:?}");
+                assert!(often.margins == seldom.margins);
+                assert!(often.passes < seldom.passes, "{method:?} {norm:?}: {:?}", often.passes);
+            }
+        }
+    }
+
+    #[test]
+    fn the_minimal_attack_finds_smaller_changes_than_pgd() {
+        let (network, images) = (freeze(trained()), fixture::images(60, 5));
+        for (norm, step) in [(Norm::Linf, 1.0), (Norm::L2, 10.0)] {
+            let size = |method| {
+                let options = AttackOptions {
+                    step,
+                    steps: 30,
+                    margin: 0.05,
+                    ..wide(method, norm)
+                };
+                let attacked = run(&network, &images, &options, Direction::Away);
+                let sizes = attacked.images.chunks_exact(images.image_len()).enumerate();
+                let sizes: Vec<f64> = sizes.map(|(i, image)| norm.distance(image, images.image(i))).collect();
+                let reached = attacked.margins.iter().filter(|&&margin| margin <= -0.05).count();
+                (reached, sizes.iter().sum::<f64>() / sizes.len() as f64)
+            };
+            let ((minimal, small), (pgd, large)) = (size(Method::Minimal), size(Method::Pgd));
+            assert!(minimal >= pgd && pgd >= 50, "{norm:?}: {minimal} {pgd}");
+            assert!(small < large, "{norm:?}: {small} {large}");
+        }
+    }
+
+    /// Each of these steps alone rounds to nothing.
+    #[test]
+    fn small_steps_add_up() {
+        let (network, images) = (freeze(trained()), fixture::images(20, 5));
+        for norm in [Norm::Linf, Norm::L2] {
+            let options = AttackOptions {
+                step: if norm == Norm::L2 { 0.3 } else { 0.1 },
+                steps: 60,
+                margin: 1e6,
+                ..wide(Method::Pgd, norm)
+            };
+            let attacked = run(&network, &images, &options, Direction::Away);
+            let before = margins(&network.logits_of(&images, 20).unwrap(), images.labels());
+            let lower = attacked.margins.iter().zip(&before).filter(|(after, before)| after < before);
+            assert!(lower.count() >= 19, "{norm:?}");
+        }
+    }
+
+    #[test]
+    fn restarts_find_no_less_and_follow_the_seed() {
+        let (network, images) = (freeze(trained()), fixture::images(60, 5));
+        for norm in [Norm::Linf, Norm::L2] {
+            let one = AttackOptions {
+                epsilon: if norm == Norm::L2 { 60.0 } else { 6.0 },
+                step: if norm == Norm::L2 { 20.0 } else { 2.0 },
+                steps: 5,
+                margin: 1e6,
+                ..wide(Method::Pgd, norm)
+            };
+            let more = AttackOptions {
+                restarts: 3,
+                ..one.clone()
+            };
+            let first = run(&network, &images, &one, Direction::Away);
+            let best = run(&network, &images, &more, Direction::Away);
+            assert_sound(&network, &images, &best, norm, more.epsilon);
+            assert!(best.margins.iter().zip(&first.margins).all(|(best, first)| best <= first));
+            assert!(best.images != first.images);
+            assert!(best == run(&network, &images, &more, Direction::Away));
+            let other = AttackOptions { seed: 1, ..more.clone() };
+            assert!(best.images != run(&network, &images, &other, Direction::Away).images);
+            let alone = run(&network, &images.subset(&[7]), &more, Direction::Away);
+            assert!(alone.images == best.images[7 * images.image_len()..][..images.image_len()]);
+        }
+    }
+
+    #[test]
+    fn no_images_are_no_work() {
+        let images = fixture::images(0, 5);
+        for method in METHODS {
+            let attacked = run(&frozen(3), &images, &wide(method, Norm::L2), Direction::Away);
+            assert!(attacked.images.is_empty() && attacked.passes == Passes::default());
+        }
+    }
+
+    #[test]
+    fn epsilons_without_an_image_are_refused() {
+        for (norm, epsilon) in [
+            (Norm::Linf, 0.5),
+            (Norm::Linf, 1.5),
+            (Norm::Linf, 256.0),
+            (Norm::L2, 0.5),
+            (Norm::L2, f32::NAN),
+        ] {
+            let error = check_epsilon(norm, epsilon).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage);
+            assert!(error.to_string().contains("--epsilon"), "{error}");
+        }
+        check_epsilon(Norm::L2, 1.5).unwrap();
+        check_epsilon(Norm::Linf, 255.0).unwrap();
     }
 
     #[test]

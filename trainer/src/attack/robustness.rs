@@ -11,11 +11,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{AttackOptions, Direction, Method, Norm, attack, check_epsilon};
+use super::apgd::{ApgdOptions, Loss, apgd};
+use super::square::{BlackBox, SquareOptions, square};
+use super::{AttackOptions, Attacked, Direction, Method, Norm, attack, check_epsilon};
 use crate::checkpoint::Checkpoint;
 use crate::data::Dataset;
 use crate::device::Device;
-use crate::eval::evaluate_model;
 use crate::inspect::inspect;
 use crate::nn::{Frozen, check_fit};
 use crate::train::{Passes, progress_bar};
@@ -36,31 +37,41 @@ pub enum Victim<'a> {
 }
 
 /// An attack of the measurement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Attack {
     /// One step of length epsilon along the margin's gradient.
     Fgsm,
     /// Steps of 2.5 epsilon / steps along the margin's gradient (Madry et al. 2018).
     Pgd,
+    /// APGD on the cross-entropy.
+    ApgdCe,
+    /// APGD on the difference of logits ratio.
+    ApgdDlr,
+    /// Random search by queries alone.
+    Square,
 }
 
 impl Attack {
     /// Every attack, the cheapest first.
-    pub const ALL: [Attack; 2] = [Attack::Fgsm, Attack::Pgd];
+    pub const ALL: [Attack; 5] = [Attack::Fgsm, Attack::Pgd, Attack::ApgdCe, Attack::ApgdDlr, Attack::Square];
 
     /// As in reports.
     pub fn name(self) -> &'static str {
         match self {
             Attack::Fgsm => "fgsm",
             Attack::Pgd => "pgd",
+            Attack::ApgdCe => "apgd_ce",
+            Attack::ApgdDlr => "apgd_dlr",
+            Attack::Square => "square",
         }
     }
 
     /// Whether it needs gradients.
     pub fn is_white_box(self) -> bool {
         match self {
-            Attack::Fgsm | Attack::Pgd => true,
+            Attack::Fgsm | Attack::Pgd | Attack::ApgdCe | Attack::ApgdDlr => true,
+            Attack::Square => false,
         }
     }
 }
@@ -232,23 +243,21 @@ pub fn measure(victim: &Victim, images: &Dataset, options: &RobustnessOptions, d
         check_fit(network, images)?;
         Ok(frozen)
     };
-    let (target, network, gradients) = match victim {
-        Victim::Checkpoint(checkpoint) => (Target::Network, Some(freeze(checkpoint)?), Gradients::Own),
-        Victim::Model { file, surrogate } => {
-            let network = match surrogate {
-                Some(surrogate) => {
-                    check_surrogate(file, surrogate)?;
-                    Some(freeze(surrogate)?)
-                }
-                None => None,
-            };
-            let gradients = if network.is_some() {
-                Gradients::Surrogate
-            } else {
-                Gradients::None
-            };
-            (Target::Model(file), network, gradients)
+    let (network, gradients) = match victim {
+        Victim::Checkpoint(checkpoint) => (Some(freeze(checkpoint)?), Gradients::Own),
+        Victim::Model { surrogate: None, .. } => (None, Gradients::None),
+        Victim::Model {
+            file,
+            surrogate: Some(surrogate),
+        } => {
+            check_surrogate(file, surrogate)?;
+            (Some(freeze(surrogate)?), Gradients::Surrogate)
         }
+    };
+    let model = match (victim, &network) {
+        (Victim::Model { file, .. }, _) => BlackBox::Model(file),
+        (Victim::Checkpoint(_), Some(network)) => BlackBox::Network(network),
+        (Victim::Checkpoint(_), None) => unreachable!("a checkpoint is frozen above"),
     };
     if let (Gradients::None, Some(attack)) = (gradients, options.attacks.iter().find(|attack| attack.is_white_box())) {
         return Err(Error::new(
@@ -258,17 +267,21 @@ pub fn measure(victim: &Victim, images: &Dataset, options: &RobustnessOptions, d
         .remedy("give the checkpoint it was exported from with --surrogate, or ask for --attacks square"));
     }
     let mut measurement = Measurement {
-        target,
-        network,
+        model,
+        network: network.as_ref(),
         gradients,
         images,
         options,
-        clean: Vec::new(),
+        clean: right(model, images)?,
         passes: Passes::default(),
         queries: 0,
     };
-    measurement.clean = measurement.right(images)?;
     measurement.report()
+}
+
+/// Which images the model gets right.
+fn right(model: BlackBox, images: &Dataset) -> Result<Vec<bool>> {
+    Ok(model.margins(images)?.into_iter().map(|margin| margin > 0.0).collect())
 }
 
 /// Whether the model can be an export of the surrogate: the same layers with the same number of weights.
@@ -303,17 +316,11 @@ fn check_surrogate(file: &[u8], surrogate: &Checkpoint) -> Result<()> {
     .remedy("give the checkpoint that the model was exported from"))
 }
 
-/// What answers.
-enum Target<'a> {
-    /// The network of the measurement.
-    Network,
-    Model(&'a [u8]),
-}
-
 struct Measurement<'a> {
-    target: Target<'a>,
+    /// What is measured.
+    model: BlackBox<'a>,
     /// Whose gradients are followed.
-    network: Option<Frozen>,
+    network: Option<&'a Frozen>,
     gradients: Gradients,
     images: &'a Dataset,
     options: &'a RobustnessOptions,
@@ -326,32 +333,33 @@ struct Measurement<'a> {
 /// Images attacked at a time.
 const BATCH: usize = 128;
 
-impl Measurement<'_> {
-    /// Which images the measured model gets right.
-    fn right(&self, images: &Dataset) -> Result<Vec<bool>> {
-        let predictions = match (&self.target, &self.network) {
-            (Target::Model(file), _) => evaluate_model(file, images)?.predictions,
-            (Target::Network, Some(network)) => network.predict(images)?,
-            (Target::Network, None) => unreachable!("a network to measure has gradients of its own"),
-        };
-        Ok(predictions.iter().zip(images.labels()).map(|(a, b)| a == b).collect())
-    }
+/// Which images are right under each attack, by its name, at an epsilon.
+struct Outcome {
+    epsilon: f32,
+    right: BTreeMap<&'static str, Vec<bool>>,
+}
 
-    fn report(mut self) -> Result<Report> {
+impl Measurement<'_> {
+    fn report(&mut self) -> Result<Report> {
         let mut epsilons = self.options.epsilons.clone();
         epsilons.sort_by(f32::total_cmp);
         epsilons.dedup();
         let mut attacks = self.options.attacks.clone();
         attacks.sort_unstable();
         attacks.dedup();
-        let mut rows = Vec::new();
+        let mut outcomes = Vec::new();
         for &epsilon in &epsilons {
-            let mut right: BTreeMap<&'static str, Vec<bool>> = BTreeMap::new();
+            let mut right = BTreeMap::new();
             for &attack in &attacks {
                 right.insert(attack.name(), self.under(attack, epsilon)?);
             }
-            rows.push(row(epsilon, &right));
+            outcomes.push(Outcome { epsilon, right });
         }
+        let checks = if self.options.checks {
+            self.checks(&outcomes)?
+        } else {
+            Vec::new()
+        };
         let clean = share(&self.clean);
         Ok(Report {
             images: self.images.len(),
@@ -360,8 +368,8 @@ impl Measurement<'_> {
             steps: self.options.steps,
             clean,
             clean_standard_error: standard_error(clean, self.images.len()),
-            epsilons: rows,
-            checks: Vec::new(),
+            epsilons: outcomes.iter().map(row).collect(),
+            checks,
             passes: self.passes.count(),
             queries: self.queries,
         })
@@ -369,15 +377,23 @@ impl Measurement<'_> {
 
     /// Which images are still right under an attack.
     fn under(&mut self, attack: Attack, epsilon: f32) -> Result<Vec<bool>> {
-        let steps = self.options.steps as f32;
+        let steps = self.options.steps;
         match attack {
-            Attack::Fgsm => self.follow(Method::Fgsm, epsilon, epsilon, 1),
-            Attack::Pgd => self.follow(Method::Pgd, epsilon, 2.5 * epsilon / steps, self.options.steps),
+            Attack::Fgsm => self.follow(Method::Fgsm, epsilon, epsilon, 1, 0),
+            Attack::Pgd => self.pgd(epsilon, steps, self.options.restarts),
+            Attack::ApgdCe => self.apgd(Loss::CrossEntropy, epsilon),
+            Attack::ApgdDlr => self.apgd(Loss::LogitsRatio, epsilon),
+            Attack::Square => self.square(epsilon),
         }
     }
 
-    /// Which images are still right under FGSM or PGD.
-    fn follow(&mut self, method: Method, epsilon: f32, step: f32, steps: usize) -> Result<Vec<bool>> {
+    /// Under PGD, its steps as long as is usual for their number.
+    fn pgd(&mut self, epsilon: f32, steps: usize, restarts: usize) -> Result<Vec<bool>> {
+        self.follow(Method::Pgd, epsilon, 2.5 * epsilon / steps as f32, steps, restarts)
+    }
+
+    /// Under FGSM or PGD.
+    fn follow(&mut self, method: Method, epsilon: f32, step: f32, steps: usize, restarts: usize) -> Result<Vec<bool>> {
         let options = AttackOptions {
             method,
             norm: self.options.norm,
@@ -385,14 +401,27 @@ impl Measurement<'_> {
             step,
             steps,
             margin: self.margin(),
-            restarts: if method == Method::Pgd { self.options.restarts } else { 0 },
+            restarts,
             seed: self.options.seed,
         };
         let what = format!("{method:?} {epsilon}").to_lowercase();
-        self.transfer(&what, |network, images, shape, labels, passes| {
-            let attacked = attack(network, images, shape, labels, &options, Direction::Away);
-            *passes += attacked.passes;
-            attacked.images
+        self.transfer(&what, |network, images, shape, labels| {
+            attack(network, images, shape, labels, &options, Direction::Away)
+        })
+    }
+
+    fn apgd(&mut self, loss: Loss, epsilon: f32) -> Result<Vec<bool>> {
+        let options = ApgdOptions {
+            loss,
+            norm: self.options.norm,
+            epsilon,
+            steps: self.options.steps,
+            margin: self.margin(),
+            restarts: self.options.restarts,
+            seed: self.options.seed,
+        };
+        self.transfer(&format!("apgd {epsilon}"), |network, images, shape, labels| {
+            apgd(network, images, shape, labels, &options)
         })
     }
 
@@ -405,35 +434,212 @@ impl Measurement<'_> {
         }
     }
 
-    /// Shows the measured model the images that `find` makes of those that are right untouched.
+    /// Shows the model the images that `find` makes of those that are right untouched.
     fn transfer(
         &mut self,
         what: &str,
-        mut find: impl FnMut(&Frozen, &[&[u8]], [usize; 3], &[u16], &mut Passes) -> Vec<u8>,
+        mut find: impl FnMut(&Frozen, &[&[u8]], [usize; 3], &[u16]) -> Attacked,
     ) -> Result<Vec<bool>> {
-        let network = self.network.as_ref().expect("attacks that need gradients have them");
-        let attacked: Vec<usize> = (0..self.images.len()).filter(|&i| self.clean[i]).collect();
-        let mut found = self.images.subset(&attacked);
-        let bar = progress_bar(attacked.len(), what);
+        let network = self.network.expect("attacks that need gradients have them");
+        let (numbers, mut found) = self.attacked();
+        let bar = progress_bar(numbers.len(), what);
         let mut pixels = Vec::with_capacity(found.images.len());
-        for batch in attacked.chunks(BATCH) {
+        for batch in numbers.chunks(BATCH) {
             let images: Vec<&[u8]> = batch.iter().map(|&i| self.images.image(i)).collect();
             let labels: Vec<u16> = batch.iter().map(|&i| self.images.label(i)).collect();
-            pixels.extend(find(network, &images, self.images.shape(), &labels, &mut self.passes));
+            let attacked = find(network, &images, self.images.shape(), &labels);
+            self.passes += attacked.passes;
+            pixels.extend(attacked.images);
             bar.inc(batch.len() as u64);
         }
         bar.finish_and_clear();
         found.images = pixels;
-        let mut right = vec![false; self.images.len()];
-        for (i, still) in attacked.into_iter().zip(self.right(&found)?) {
-            right[i] = still;
+        Ok(self.of_all(&numbers, right(self.model, &found)?))
+    }
+
+    fn square(&mut self, epsilon: f32) -> Result<Vec<bool>> {
+        let options = SquareOptions {
+            norm: self.options.norm,
+            epsilon,
+            queries: self.options.queries,
+            seed: self.options.seed,
+        };
+        let (numbers, images) = self.attacked();
+        let bar = progress_bar(options.queries, &format!("square {epsilon}"));
+        let squared = square(self.model, &images, &options, |query| bar.set_position(query as u64))?;
+        bar.finish_and_clear();
+        self.queries += squared.queries;
+        Ok(self.of_all(&numbers, squared.found.into_iter().map(|found| !found).collect()))
+    }
+
+    /// The images that are right untouched, and their numbers.
+    fn attacked(&self) -> (Vec<usize>, Dataset) {
+        let numbers: Vec<usize> = (0..self.images.len()).filter(|&i| self.clean[i]).collect();
+        let images = self.images.subset(&numbers);
+        (numbers, images)
+    }
+
+    /// For all images, what is known of those with these numbers.
+    fn of_all(&self, numbers: &[usize], right: Vec<bool>) -> Vec<bool> {
+        let mut all = vec![false; self.images.len()];
+        for (&i, right) in numbers.iter().zip(right) {
+            all[i] = right;
         }
-        Ok(right)
+        all
+    }
+
+    fn checks(&mut self, outcomes: &[Outcome]) -> Result<Vec<Check>> {
+        let mut checks = Vec::new();
+        if self.network.is_some() {
+            checks.push(self.check_steps(outcomes)?);
+        }
+        checks.extend(check_epsilons(outcomes));
+        checks.extend(check_black_box(outcomes));
+        checks.push(self.check_unbounded()?);
+        Ok(checks)
+    }
+
+    /// More and smaller steps must not find less.
+    fn check_steps(&mut self, outcomes: &[Outcome]) -> Result<Check> {
+        // Where there is most to lose: as many images broken as not.
+        let half = share(&self.clean) / 2.0;
+        let distance = |outcome: &&Outcome| {
+            let figure = outcome.right.get("pgd").or(outcome.right.values().next());
+            (figure.map_or(0.0, |right| share(right)) - half).abs()
+        };
+        let Some(outcome) = outcomes.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))) else {
+            unreachable!("options without epsilons are refused");
+        };
+        let epsilon = outcome.epsilon;
+        let (mut passed, mut figures, mut last): (bool, Vec<String>, Option<Vec<bool>>) = (true, Vec::new(), None);
+        for factor in [1, 2, 4] {
+            let steps = factor * self.options.steps;
+            let right = self.pgd(epsilon, steps, 0)?;
+            figures.push(format!("{:.1} % after {steps}", share(&right)));
+            passed &= last.is_none_or(|last| !breaks_more(&last, &right));
+            last = Some(right);
+        }
+        let verdict = if passed {
+            "more and smaller steps are not weaker"
+        } else {
+            "more and smaller steps are weaker, so the gradients mislead"
+        };
+        Ok(Check {
+            name: "steps",
+            passed,
+            finding: format!("{verdict}: PGD at {epsilon} leaves {}", figures.join(", ")),
+        })
+    }
+
+    /// Where anything may become of an image, nothing may stay right.
+    fn check_unbounded(&mut self) -> Result<Check> {
+        let whole = match self.options.norm {
+            Norm::Linf => 255.0,
+            Norm::L2 => 255.0 * (self.images.image_len() as f32).sqrt(),
+        };
+        let (right, attack) = if self.network.is_some() {
+            let steps = self.options.steps.max(UNBOUNDED_STEPS);
+            (self.follow(Method::Pgd, whole, whole / 32.0, steps, 0)?, "PGD")
+        } else {
+            (self.square(whole)?, "Square")
+        };
+        let left = share(&right);
+        let passed = left <= 1.0 || right.iter().filter(|&&right| right).count() <= 1;
+        let verdict = if passed {
+            "without a bound nothing stays right"
+        } else {
+            "even without a bound images stay right, so the attack fails and not the model resists"
+        };
+        Ok(Check {
+            name: "unbounded",
+            passed,
+            finding: format!("{verdict}: {attack} at {whole:.0} leaves {left:.1} %"),
+        })
     }
 }
 
+/// Steps of a 32nd of the range of pixel values each, in search of anything else.
+const UNBOUNDED_STEPS: usize = 40;
+
+/// Robust accuracy must not rise with epsilon.
+fn check_epsilons(outcomes: &[Outcome]) -> Option<Check> {
+    if outcomes.len() < 2 {
+        return None;
+    }
+    let mut rises = Vec::new();
+    for pair in outcomes.windows(2) {
+        for (attack, near) in &pair[0].right {
+            let far = &pair[1].right[attack];
+            if breaks_more(near, far) {
+                rises.push(format!(
+                    "{attack} leaves {:.1} % at {} and {:.1} % at {}",
+                    share(near),
+                    pair[0].epsilon,
+                    share(far),
+                    pair[1].epsilon
+                ));
+            }
+        }
+    }
+    Some(Check {
+        name: "epsilon",
+        passed: rises.is_empty(),
+        finding: if rises.is_empty() {
+            "a larger epsilon never leaves more right".into()
+        } else {
+            format!("a larger epsilon leaves more right: {}", rises.join("; "))
+        },
+    })
+}
+
+/// What sees logits only must not find more than what sees gradients.
+fn check_black_box(outcomes: &[Outcome]) -> Option<Check> {
+    let (mut beaten, mut compared) = (Vec::new(), Vec::new());
+    for Outcome { epsilon, right } in outcomes {
+        let square = right.get("square")?;
+        let others: Vec<&Vec<bool>> = right
+            .iter()
+            .filter(|(name, _)| **name != "square")
+            .map(|(_, right)| right)
+            .collect();
+        if others.is_empty() {
+            return None;
+        }
+        let white: Vec<bool> = (0..square.len()).map(|i| others.iter().all(|right| right[i])).collect();
+        let finding = format!("{:.1} % against {:.1} % at {epsilon}", share(square), share(&white));
+        if breaks_more(square, &white) {
+            beaten.push(finding);
+        } else {
+            compared.push(finding);
+        }
+    }
+    Some(Check {
+        name: "black-box",
+        passed: beaten.is_empty(),
+        finding: if beaten.is_empty() {
+            format!(
+                "queries do not break more than gradients: Square leaves {}",
+                compared.join(", ")
+            )
+        } else {
+            format!(
+                "queries break more than gradients, so the gradients mislead: Square leaves {}",
+                beaten.join(", ")
+            )
+        },
+    })
+}
+
+/// Whether the first attack breaks more of the same images than the second, by more than twice the standard error of the
+/// difference (McNemar's test).
+fn breaks_more(first: &[bool], second: &[bool]) -> bool {
+    let only = |a: &[bool], b: &[bool]| a.iter().zip(b).filter(|&(a, b)| !a && *b).count() as f64;
+    let (more, less) = (only(first, second), only(second, first));
+    more - less > 2.0 * (more + less).sqrt()
+}
+
 /// A row of which images are right under each attack.
-fn row(epsilon: f32, right: &BTreeMap<&'static str, Vec<bool>>) -> Row {
+fn row(Outcome { epsilon, right }: &Outcome) -> Row {
     let mut errors = BTreeMap::new();
     // Right under all of those attacks that were run.
     let mut figure = |name: &'static str, attacks: &[&str]| {
@@ -445,7 +651,7 @@ fn row(epsilon: f32, right: &BTreeMap<&'static str, Vec<bool>>) -> Row {
         Some(figure)
     };
     Row {
-        epsilon,
+        epsilon: *epsilon,
         fgsm: figure("fgsm", &["fgsm"]),
         pgd: figure("pgd", &["pgd"]),
         apgd: figure("apgd", &["apgd_ce", "apgd_dlr"]),
@@ -470,40 +676,235 @@ fn share(right: &[bool]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run_folder::RunFolder;
-    use crate::train::{fixture, train};
+    use crate::attack::tests::trained;
+    use crate::export::{ExportOptions, export};
+    use crate::quantize::{QuantizeOptions, Width, ptq};
+    use crate::train::fixture;
 
-    fn trained() -> Checkpoint {
-        let folder = tempfile::tempdir().unwrap();
-        let run = RunFolder::open(folder.path(), &serde_json::json!({})).unwrap();
-        train(
-            &fixture::float(3),
-            None,
-            &fixture::images(200, 1),
-            &fixture::options(),
-            &run,
-            &Device::flex(),
-        )
-        .unwrap();
-        Checkpoint::load(run.track("").unwrap().best()).unwrap()
+    fn options() -> RobustnessOptions {
+        RobustnessOptions {
+            epsilons: vec![8.0, 2.0],
+            steps: 10,
+            queries: 60,
+            checks: true,
+            ..RobustnessOptions::default()
+        }
+    }
+
+    fn measured(victim: Victim, options: &RobustnessOptions) -> Report {
+        measure(&victim, &fixture::images(80, 9), options, &Device::flex()).unwrap()
+    }
+
+    fn check<'a>(report: &'a Report, name: &str) -> &'a Check {
+        report.checks.iter().find(|check| check.name == name).unwrap()
+    }
+
+    fn quantized() -> (Checkpoint, Vec<u8>) {
+        let options = QuantizeOptions::new(Width::W4);
+        let checkpoint = ptq(trained(), &fixture::images(240, 1), &options, &Device::flex()).unwrap();
+        let file = export(&checkpoint, &ExportOptions::default()).unwrap().bytes;
+        (checkpoint, file)
     }
 
     #[test]
     fn a_network_is_measured_along_its_own_gradients() {
-        let (start, images) = (trained(), fixture::images(100, 9));
-        let options = RobustnessOptions {
-            epsilons: vec![8.0, 1.0],
-            ..RobustnessOptions::default()
-        };
-        let report = measure(&Victim::Checkpoint(&start), &images, &options, &Device::flex()).unwrap();
-        assert_eq!(report.gradients, Gradients::Own);
-        assert_eq!(report.epsilons.iter().map(|row| row.epsilon).collect::<Vec<_>>(), [1.0, 8.0]);
-        assert!(report.clean > 60.0, "{report:?}");
-        for row in &report.epsilons {
-            assert!(row.worst <= row.pgd.unwrap() && row.worst <= row.fgsm.unwrap());
-            assert!(row.fgsm.unwrap() <= report.clean);
+        for norm in [Norm::Linf, Norm::L2] {
+            let options = RobustnessOptions {
+                norm,
+                epsilons: if norm == Norm::L2 { vec![80.0, 20.0] } else { vec![8.0, 2.0] },
+                ..options()
+            };
+            let report = measured(Victim::Checkpoint(trained()), &options);
+            assert_eq!(report.gradients, Gradients::Own);
+            assert_eq!(report.epsilons.iter().map(|row| row.epsilon).collect::<Vec<_>>(), {
+                let mut epsilons = options.epsilons.clone();
+                epsilons.reverse();
+                epsilons
+            });
+            assert!(report.clean > 60.0, "{report:?}");
+            for row in &report.epsilons {
+                let figures = [row.fgsm, row.pgd, row.apgd_ce, row.apgd_dlr, row.square].map(Option::unwrap);
+                assert!(
+                    figures.iter().all(|&figure| row.worst <= figure && figure <= report.clean),
+                    "{row:?}"
+                );
+                assert!(row.apgd <= row.apgd_ce && row.apgd <= row.apgd_dlr);
+                let names = ["apgd", "apgd_ce", "apgd_dlr", "fgsm", "pgd", "square", "worst"];
+                assert_eq!(row.standard_error.keys().copied().collect::<Vec<_>>(), names);
+            }
+            assert!(report.epsilons[1].worst < report.epsilons[0].worst);
+            let names: Vec<&str> = report.checks.iter().map(|check| check.name).collect();
+            assert_eq!(names, ["steps", "epsilon", "black-box", "unbounded"]);
+            assert!(report.checks.iter().all(|check| check.passed), "{:?}", report.checks);
+            assert!(report.passes > 0.0 && report.queries > 0);
+            assert_eq!(report, measured(Victim::Checkpoint(trained()), &options));
         }
-        assert!(report.epsilons[1].pgd < report.epsilons[0].pgd);
-        assert!(report.passes > 0.0);
+    }
+
+    /// The same function, but the product of its gradients is below the smallest number of 32 bits.
+    fn masked() -> Checkpoint {
+        let mut masked = trained().clone();
+        let mut scale = |name: &str, factor: f32| {
+            let values = &mut masked.state.tensors.get_mut(name).unwrap().values;
+            values.iter_mut().for_each(|value| *value *= factor);
+        };
+        for name in ["conv1.bn.weight", "conv1.bn.bias", "conv2.bn.running_mean"] {
+            scale(name, 1e30);
+        }
+        scale("conv2.bn.weight", 1e-24);
+        scale("conv2.bn.bias", 1e6);
+        for name in ["fc.weight", "fc.bias"] {
+            scale(name, 1e-24);
+        }
+        scale("fc.bias", 1e6);
+        masked
+    }
+
+    #[test]
+    fn checks_see_that_gradients_are_masked() {
+        // The logits ratio divides by what vanishes, and is not misled.
+        let options = RobustnessOptions {
+            attacks: vec![Attack::Fgsm, Attack::Pgd, Attack::Square],
+            ..options()
+        };
+        let (honest, masked) = (
+            measured(Victim::Checkpoint(trained()), &options),
+            measured(Victim::Checkpoint(&masked()), &options),
+        );
+        assert_eq!(masked.clean, honest.clean);
+        for row in &masked.epsilons {
+            assert_eq!(row.pgd, Some(masked.clean), "the gradient is nothing but zero");
+        }
+        for name in ["black-box", "unbounded"] {
+            assert!(
+                check(&honest, name).passed && !check(&masked, name).passed,
+                "{name}: {masked:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_integer_model_is_queried_and_attacked_through_a_surrogate() {
+        let (checkpoint, file) = quantized();
+        let queried = RobustnessOptions {
+            attacks: vec![Attack::Square],
+            ..options()
+        };
+        let alone = measured(
+            Victim::Model {
+                file: &file,
+                surrogate: None,
+            },
+            &queried,
+        );
+        assert_eq!(alone.gradients, Gradients::None);
+        assert_eq!(alone.passes, 0.0);
+        assert!(alone.epsilons[1].square.unwrap() < alone.clean - 10.0, "{alone:?}");
+        assert_eq!(alone.epsilons[1].pgd, None);
+        assert!(
+            check(&alone, "unbounded").passed && check(&alone, "epsilon").passed,
+            "{alone:?}"
+        );
+
+        let victim = Victim::Model {
+            file: &file,
+            surrogate: Some(&checkpoint),
+        };
+        let report = measured(victim, &options());
+        assert_eq!(report.gradients, Gradients::Surrogate);
+        assert_eq!(
+            (report.clean, report.epsilons[1].square),
+            (alone.clean, alone.epsilons[1].square)
+        );
+        assert!(report.epsilons[1].pgd.unwrap() < report.clean - 20.0, "{report:?}");
+        assert!(check(&report, "black-box").passed, "{:?}", report.checks);
+
+        // What is found on a network that has learnt nothing does not carry over, and that is seen.
+        let stranger = ptq(
+            &fixture::float(8),
+            &fixture::images(240, 1),
+            &QuantizeOptions::new(Width::W4),
+            &Device::flex(),
+        );
+        let stranger = stranger.unwrap();
+        let victim = Victim::Model {
+            file: &file,
+            surrogate: Some(&stranger),
+        };
+        let report = measured(victim, &options());
+        assert!(!check(&report, "black-box").passed, "{report:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_said() {
+        let (checkpoint, file) = quantized();
+        let images = fixture::images(8, 9);
+        let refusal = |victim: Victim, images: &Dataset, options: &RobustnessOptions| {
+            let error = measure(&victim, images, options, &Device::flex()).unwrap_err();
+            (error.kind(), error.to_string())
+        };
+        let model = Victim::Model {
+            file: &file,
+            surrogate: None,
+        };
+        let (kind, text) = refusal(model, &images, &options());
+        assert_eq!(kind, ErrorKind::Usage);
+        assert!(text.contains("--surrogate") && text.contains("fgsm"), "{text}");
+
+        let mut other = checkpoint.clone();
+        other.network.layers[1].name = "another".into();
+        for tensor in ["weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"] {
+            if let Some(array) = other.state.tensors.remove(&format!("conv2.{tensor}")) {
+                other.state.tensors.insert(format!("another.{tensor}"), array);
+            }
+        }
+        let model = Victim::Model {
+            file: &file,
+            surrogate: Some(&other),
+        };
+        let (kind, text) = refusal(model, &images, &options());
+        assert_eq!(kind, ErrorKind::Weights);
+        assert!(
+            text.contains("--surrogate is another network") && text.contains("another"),
+            "{text}"
+        );
+
+        let one_class = Dataset {
+            classes: vec!["all".into()],
+            labels: vec![0; 8],
+            ..images.clone()
+        };
+        let (kind, text) = refusal(Victim::Checkpoint(&checkpoint), &one_class, &options());
+        assert_eq!(kind, ErrorKind::Data);
+        assert!(text.contains("single class"), "{text}");
+        let (kind, _) = refusal(Victim::Checkpoint(&checkpoint), &images.clone().take(0), &options());
+        assert_eq!(kind, ErrorKind::Data);
+
+        type Change = fn(&mut RobustnessOptions);
+        let changes: [(Change, &str); 5] = [
+            (|o| o.epsilons = vec![1.5], "--epsilon 1.5"),
+            (|o| o.epsilons.clear(), "--epsilon"),
+            (|o| o.attacks.clear(), "--attacks"),
+            (|o| o.steps = 0, "--steps"),
+            (|o| o.queries = 0, "--queries"),
+        ];
+        for (change, word) in changes {
+            let mut options = options();
+            change(&mut options);
+            let (kind, text) = refusal(Victim::Checkpoint(&checkpoint), &images, &options);
+            assert_eq!(kind, ErrorKind::Usage);
+            assert!(text.contains(word), "{text}");
+        }
+    }
+
+    #[test]
+    fn more_is_broken_only_beyond_chance() {
+        let broken = |count: usize| (0..20).map(|i| i >= count).collect::<Vec<_>>();
+        assert!(breaks_more(&broken(5), &broken(0)));
+        assert!(!breaks_more(&broken(4), &broken(0)));
+        assert!(!breaks_more(&broken(0), &broken(5)));
+        assert!(!breaks_more(&broken(3), &broken(3)));
+        assert_eq!(standard_error(50.0, 100), 5.0);
+        assert_eq!(standard_error(100.0, 100), 0.0);
     }
 }

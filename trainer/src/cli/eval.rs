@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 use adcorda::Result;
 use adcorda::data::{Dataset, SetSpec, Split};
 use adcorda::eval::{agreement, evaluate_model_with, load_model_file};
-use adcorda::file::read;
 use adcorda::train::progress_bar;
 use clap::Args;
 use serde_json::json;
 
-use super::{DeviceArgs, freeze, load_checkpoint, load_data, print};
+use super::{DeviceArgs, freeze, is_model_file, load_checkpoint, load_data, print};
 
 /// Measure top-1: a checkpoint on the trainer, an .adq file in the integer runtime itself.
 #[derive(Args)]
@@ -61,10 +60,7 @@ impl Eval {
     }
 
     fn predict(&self, model: &Path, dataset: &Dataset) -> Result<Vec<u16>> {
-        // By content too, for a model file under another name.
-        if model.extension().is_some_and(|extension| extension == "adq")
-            || model.is_file() && read(model)?.starts_with(&adcorda_formats::MAGIC)
-        {
+        if is_model_file(model)? {
             let bar = progress_bar(dataset.len(), "eval");
             let evaluation = evaluate_model_with(&load_model_file(model)?, dataset, |done| bar.set_position(done as u64))?;
             bar.finish_and_clear();

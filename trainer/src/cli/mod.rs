@@ -1,5 +1,6 @@
 //! One file a verb; this one holds what they share: flags that are alike everywhere, JSON or text output, exit codes.
 
+mod attack;
 mod data;
 mod demo;
 mod eval;
@@ -57,6 +58,8 @@ enum Verb {
     Export(export::Export),
     /// Measure top-1: a checkpoint on the trainer, an .adq file in the integer runtime itself
     Eval(eval::Eval),
+    /// Measure top-1 under attack, of a checkpoint or an .adq file, and whether the figures can be believed
+    Attack(attack::Attack),
     /// Show a model file: layers, bytes, operations, arena, boards it fits
     Inspect(inspect::Inspect),
     /// Run a model on a board emulated by QEMU and compare it with the host, layer by layer
@@ -74,6 +77,7 @@ pub fn main() -> ExitCode {
         Verb::Refine(verb) => verb.run(),
         Verb::Export(verb) => verb.run(),
         Verb::Eval(verb) => verb.run(),
+        Verb::Attack(verb) => verb.run(),
         Verb::Inspect(verb) => verb.run(),
         Verb::Run(verb) => verb.run(),
     };
@@ -202,6 +206,12 @@ fn say(text: &str) -> Result<()> {
 fn to_json(report: &impl serde::Serialize) -> Result<serde_json::Value> {
     serde_json::to_value(report)
         .map_err(|cause| Error::new(ErrorKind::Io, format!("the report cannot be written as JSON: {cause}")))
+}
+
+/// Whether a path is that of a model file: by its name, or by its content.
+fn is_model_file(path: &Path) -> Result<bool> {
+    Ok(path.extension().is_some_and(|extension| extension == "adq")
+        || path.is_file() && adcorda::file::read(path)?.starts_with(&adcorda_formats::MAGIC))
 }
 
 /// A checkpoint file, or the best checkpoint of a run folder.
