@@ -309,6 +309,21 @@ fn no_images_asked_for() {
     mentions(&text, &["no images of synthetic:64x32", "remedy: "]);
 }
 
+#[test]
+fn attacks_that_cannot_be() {
+    let (float, model) = (checkpoint("tiny float"), model("tiny w2"));
+    let on = |victim: &Path, flags: &[&str], code: i32| {
+        let start = ["attack", path(victim), "--data", "synthetic:64x32", "--limit", "4"];
+        fails(&[&start, flags].concat(), code)
+    };
+    mentions(&on(&float, &["--attacks", "pgd,bim"], 2), &["bim", "apgd-dlr", "remedy: "]);
+    mentions(&on(&float, &["--epsilon", "0.5"], 2), &["--epsilon 0.5", "grey levels"]);
+    mentions(&on(&float, &["--epsilon", "1,2.5"], 2), &["--epsilon 2.5", "whole"]);
+    mentions(&on(&model, &["--attacks", "square,pgd"], 2), &["pgd", "--surrogate"]);
+    mentions(&on(&float, &["--surrogate", path(&float)], 2), &["--surrogate", "of its own"]);
+    mentions(&on(&model, &["--surrogate", path(&model)], 4), &["not a checkpoint"]);
+}
+
 /// What cannot be is said before the run's folder is made: a folder with such a config would refuse the mended command.
 #[test]
 fn options_that_cannot_be_make_no_run() {

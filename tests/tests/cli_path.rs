@@ -93,6 +93,33 @@ fn same_seed_same_file_and_every_verb() {
         evaluated["agreement"].as_f64().unwrap() >= 95.0,
         "integer and fake-quantized network differ: {evaluated}"
     );
+    let attacked = json(&[
+        "attack",
+        model,
+        "--surrogate",
+        refined.to_str().unwrap(),
+        "--data",
+        SET,
+        "--limit",
+        "8",
+        "--epsilon",
+        "4,8",
+        "--steps",
+        "3",
+        "--queries",
+        "4",
+        "--checks",
+        "--json",
+    ]);
+    assert!(
+        attacked["clean"].is_number() && attacked["checks"].as_array().is_some_and(|checks| !checks.is_empty()),
+        "{attacked}"
+    );
+    for row in attacked["epsilons"].as_array().unwrap() {
+        for key in ["epsilon", "fgsm", "pgd", "apgd", "square", "worst"] {
+            assert!(row[key].is_number(), "{key}: {attacked}");
+        }
+    }
     let inspected = json(&["inspect", model, "--json"]);
     for key in ["layers", "flash_bytes", "arena_bytes", "macs"] {
         assert!(!inspected[key].is_null(), "{key}: {inspected}");
@@ -203,6 +230,7 @@ fn every_verb_has_help_with_an_example() {
         &["refine"],
         &["export"],
         &["eval"],
+        &["attack"],
         &["inspect"],
         &["run"],
     ] {

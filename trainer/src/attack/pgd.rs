@@ -79,7 +79,9 @@ fn shrink(search: &Search, images: &[&[u8]], labels: &[u16], found: &mut Attacke
     let (device, shape, ball, sense) = (search.network.device(), search.shape, search.ball, search.sense);
     let len: usize = shape.iter().product();
     let numbers: Vec<usize> = (0..images.len())
-        .filter(|&i| reaches(sense * found.margins[i], search.wanted) && found.images[i * len..][..len] != *images[i])
+        .filter(|&i| reaches(sense * found.margins[i], search.wanted))
+        // There is nothing smaller than one level, but none.
+        .filter(|&i| ball.norm.distance(&found.images[i * len..][..len], images[i]) > 1.0)
         .collect();
     if numbers.is_empty() {
         return;
