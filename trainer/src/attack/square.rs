@@ -2,7 +2,7 @@
 //!
 //! Each query changes one square of the image, of a size that shrinks with the queries, to the edge of the ball, and keeps the
 //! change where it lowers the margin. Every image draws from a stream of its own: what is found does not depend on what else
-//! is in the batch.
+//! is in the batch (but for the last bits of a float network's logits, which may depend on the size of a batch).
 //!
 //! # Source
 //! Andriushchenko et al. 2020, "Square Attack: a query-efficient black-box adversarial attack via random search", algorithms
