@@ -14,6 +14,7 @@ pub mod eval;
 pub mod export;
 pub mod file;
 pub mod inspect;
+pub mod memory;
 pub mod network;
 pub mod nn;
 pub mod qemu;

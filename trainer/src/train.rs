@@ -24,6 +24,7 @@ use crate::checkpoint::{Checkpoint, Provenance};
 use crate::data::Dataset;
 use crate::data::batch::{self, Augmentation, Geometry};
 use crate::device::Device;
+use crate::memory::{self, StepMemory};
 use crate::network::{Network, Shape};
 use crate::nn::{self, Auto, Frozen, Inner, Mode, Net, Output};
 use crate::quantize::{self, Quantization, Scales, batch_norm};
@@ -291,6 +292,11 @@ impl std::ops::Add for Passes {
 pub(crate) trait Task {
     /// Steps in which every image is seen once.
     fn steps_per_epoch(&self) -> usize;
+
+    /// How many times each image of a batch may be in a step's graph: what its memory is reckoned by.
+    fn views(&self) -> usize {
+        1
+    }
 
     /// Called before the first step of every epoch; says what it cost beside the steps.
     ///
@@ -624,8 +630,26 @@ impl Plan<'_> {
 /// are the same for every method that has the same number of rounds.
 ///
 /// # Errors
-/// As [`train`].
+/// As [`train`]; [`ErrorKind::Device`] where a GPU has no memory for a step, or fails.
 pub(crate) fn fit(
+    start: &Checkpoint,
+    task: &mut dyn Task,
+    images: &Dataset,
+    validation: &Dataset,
+    plan: &Plan,
+    track: &Track,
+    device: &Device,
+) -> Result<TrainReport> {
+    let views = task.views();
+    let need = StepMemory::new(&start.network, views * images.len())?;
+    memory::check(&need, plan.options.batch, views, device)?;
+    memory::guard(&need, views, device, || {
+        fit_unguarded(start, task, images, validation, plan, track, device)
+    })
+}
+
+/// [`fit`], whatever the device does.
+fn fit_unguarded(
     start: &Checkpoint,
     task: &mut dyn Task,
     images: &Dataset,
@@ -1010,7 +1034,7 @@ pub fn progress_bar(steps: usize, what: &str) -> ProgressBar {
 }
 
 /// The optimizer with its state: one for the weights of convolutions and linear layers, which decay, and one for the rest.
-struct Stepper {
+pub(crate) struct Stepper {
     weights: Rule,
     others: Rule,
 }
@@ -1022,7 +1046,7 @@ enum Rule {
 }
 
 impl Stepper {
-    fn new(options: &TrainOptions) -> Self {
+    pub fn new(options: &TrainOptions) -> Self {
         Self {
             weights: Rule::new(options.optimizer, options.weight_decay),
             others: Rule::new(options.optimizer, 0.0),
@@ -1030,7 +1054,7 @@ impl Stepper {
     }
 
     /// One step along the gradients of `loss`.
-    fn step(&mut self, learning_rate: f64, net: Net<Auto>, loss: &Tensor<Auto, 1>) -> Net<Auto> {
+    pub fn step(&mut self, learning_rate: f64, net: Net<Auto>, loss: &Tensor<Auto, 1>) -> Net<Auto> {
         let mut gradients = loss.backward();
         let [weights, others] =
             [net.weight_ids(), net.other_ids()].map(|ids| GradientsParams::from_params(&mut gradients, &net, &ids));

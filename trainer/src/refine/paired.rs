@@ -247,6 +247,10 @@ impl Task for Paired<'_> {
         self.batches.steps_per_epoch()
     }
 
+    fn views(&self) -> usize {
+        2
+    }
+
     fn begin_epoch(&mut self, epoch: usize, student: &Student) -> Result<Passes> {
         let Refresh::Epochs(every) = self.options.refresh else {
             return Ok(Passes::default());

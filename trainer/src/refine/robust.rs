@@ -175,6 +175,10 @@ impl Task for Robust {
         self.batches.steps_per_epoch()
     }
 
+    fn views(&self) -> usize {
+        if self.kind == Kind::Trades { 2 } else { 1 }
+    }
+
     fn step(&mut self, step: usize, student: &Student) -> Result<(Tensor<Auto, 1>, Passes)> {
         let (rows, geometries) = self.batches.draw(step);
         let n = rows.len();
