@@ -3,6 +3,7 @@
 //! The command line (`adcorda`) is a thin layer over this library; every verb is one function here. Only [`nn`], [`train`], [`attack`] and
 //! [`refine`] name burn's types, only [`export`] knows both the trained network and the integer graph.
 
+pub mod agreement;
 pub mod attack;
 pub mod board;
 pub mod checkpoint;

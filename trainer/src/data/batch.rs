@@ -31,6 +31,8 @@ pub enum Purpose {
     Restart = 16,
     /// Queries of the Square attack.
     Square = 17,
+    /// Images that are nothing but noise, to measure with.
+    Noise = 24,
 }
 
 /// An independent random stream: ChaCha8 with seed, purpose and epoch as its key, the same on every platform.
