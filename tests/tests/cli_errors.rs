@@ -427,3 +427,12 @@ fn standard_output_gone_or_full() {
         assert_eq!(text.lines().last(), Some(code), "{text}");
     }
 }
+
+#[test]
+fn bench_refuses_what_it_cannot_measure() {
+    mentions(&fails(&["bench", "resnet9"], 2), &["`resnet9`", "resnet8"]);
+    mentions(&fails(&["bench", "tiny", "--batch", "1"], 2), &["--batch 1", "at least 2"]);
+    mentions(&fails(&["bench", "tiny", "--seconds=-1"], 2), &["--seconds"]);
+    mentions(&fails(&["bench", "tiny", "--against", "gpu"], 2), &["`gpu`", "flex"]);
+    mentions(&fails(&["bench", "tiny", "--device", "cuda"], 6), &["cuda:0"]);
+}

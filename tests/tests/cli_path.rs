@@ -242,3 +242,36 @@ fn every_verb_has_help_with_an_example() {
         );
     }
 }
+
+#[test]
+fn bench_gives_three_rates_and_agreement() {
+    let report = json(&[
+        "bench",
+        "tiny",
+        "--batch",
+        "4",
+        "--seconds",
+        "0.02",
+        "--against",
+        "flex",
+        "--json",
+    ]);
+    for key in ["forward", "training", "attack"] {
+        assert!(report[key]["images_per_second"].as_f64().unwrap() > 0.0, "{key}: {report}");
+    }
+    assert_eq!(report["weights"], "w8 w2", "{report}");
+    assert_eq!(report["agreement"]["holds"], true, "{report}");
+    let compared = json(&[
+        "bench",
+        "tiny",
+        "--weights",
+        "w4",
+        "--against",
+        "flex",
+        "--seconds",
+        "0",
+        "--json",
+    ]);
+    assert!(compared["agreement"]["tensors"].as_u64().unwrap() > 100, "{compared}");
+    assert!(compared.get("forward").is_none(), "nothing is timed: {compared}");
+}

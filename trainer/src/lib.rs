@@ -5,6 +5,7 @@
 
 pub mod agreement;
 pub mod attack;
+pub mod bench;
 pub mod board;
 pub mod checkpoint;
 mod convolution;

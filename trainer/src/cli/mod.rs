@@ -1,6 +1,7 @@
 //! One file a verb; this one holds what they share: flags that are alike everywhere, JSON or text output, exit codes.
 
 mod attack;
+mod bench;
 mod data;
 mod demo;
 mod eval;
@@ -60,6 +61,8 @@ enum Verb {
     Eval(eval::Eval),
     /// Measure top-1 under attack, of a checkpoint or an .adq file, and whether the figures can be believed
     Attack(attack::Attack),
+    /// Measure a device: images a second forward, in training and under attack, and whether it agrees with another one
+    Bench(bench::Bench),
     /// Show a model file: layers, bytes, operations, arena, boards it fits
     Inspect(inspect::Inspect),
     /// Run a model on a board emulated by QEMU and compare it with the host, layer by layer
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Verb::Export(verb) => verb.run(),
         Verb::Eval(verb) => verb.run(),
         Verb::Attack(verb) => verb.run(),
+        Verb::Bench(verb) => verb.run(),
         Verb::Inspect(verb) => verb.run(),
         Verb::Run(verb) => verb.run(),
     };

@@ -95,7 +95,7 @@ impl Quantize {
     }
 }
 
-fn parse_width(text: &str) -> Result<Width> {
+pub fn parse_width(text: &str) -> Result<Width> {
     Width::ALL
         .into_iter()
         .find(|width| width.name() == text)
