@@ -108,7 +108,7 @@ impl AttackOptions {
         let usage = |what: String| Err(Error::new(ErrorKind::Usage, what));
         check_epsilon(self.norm, self.epsilon)?;
         if !(self.step > 0.0 && self.step.is_finite()) {
-            return usage(format!("steps of {} grey levels change nothing", self.step));
+            return usage(format!("--attack-step {} changes nothing", self.step));
         }
         if self.steps == 0 && self.method != Method::Fgsm {
             return usage("--attack-steps 0 changes nothing".into());

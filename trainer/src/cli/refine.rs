@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use adcorda::Result;
+use adcorda::attack::Norm;
 use adcorda::checkpoint::Checkpoint;
 use adcorda::data::{SetSpec, Split};
 use adcorda::refine::{Arm, AttackOptions, CONTROL, Method, RefineOptions, Refresh, RobustOptions, Schedule, refine};
@@ -39,10 +40,16 @@ pub struct Refine {
     /// How corrections are searched for
     #[arg(long, value_enum, default_value = "pgd")]
     attack: Method,
-    /// Largest change of a pixel, in grey levels
+    /// What the change of an image is measured by
+    #[arg(long, value_enum, default_value = "linf")]
+    norm: Norm,
+    /// Largest change in grey levels: of a pixel value, or (l2) the Euclidean length over all of them, 64 say
     #[arg(long, default_value_t = AttackOptions::default().epsilon, value_name = "LEVELS")]
     epsilon: f32,
-    /// Most steps of pgd, one grey level each
+    /// Change in one step of pgd, measured as epsilon is; fgsm tries every multiple of it
+    #[arg(long, default_value_t = AttackOptions::default().step, value_name = "LEVELS")]
+    attack_step: f32,
+    /// Most steps of pgd and minimal
     #[arg(long, default_value_t = AttackOptions::default().steps, value_name = "N")]
     attack_steps: usize,
     /// A corrected image's class leads every other by this many logits
@@ -160,7 +167,9 @@ impl Refine {
             arm: self.arm,
             attack: AttackOptions {
                 method: self.attack,
+                norm: self.norm,
                 epsilon: self.epsilon,
+                step: self.attack_step,
                 steps: self.attack_steps,
                 margin: self.margin,
                 ..AttackOptions::default()

@@ -152,7 +152,7 @@ impl<'a> Paired<'a> {
     }
 
     fn pair(&mut self, step: usize, student: &Student) -> Pair {
-        let (mut target, mut geometries): (Vec<usize>, Vec<Geometry>) = {
+        let (target, mut geometries): (Vec<usize>, Vec<Geometry>) = {
             let (rows, geometries) = self.batches.draw(step);
             let both = rows.into_iter().zip(geometries);
             both.filter(|&(i, _)| self.versions[i] != Version::Omitted).unzip()
@@ -181,7 +181,6 @@ impl<'a> Paired<'a> {
             }
         }
         let pixels = self.batches.pixels(&rows, &geometries);
-        target.truncate(n);
         Pair {
             pixels,
             target,

@@ -46,8 +46,8 @@ impl Default for RobustOptions {
 impl RobustOptions {
     pub(super) fn check(&self) -> Result<()> {
         let usage = |what: String| Err(Error::new(ErrorKind::Usage, what));
-        if !(self.epsilon.is_finite() && self.epsilon > 0.0) {
-            return usage(format!("--train-epsilon {} is not a positive number", self.epsilon));
+        if !(self.epsilon > 0.0 && self.epsilon <= 255.0) {
+            return usage(format!("--train-epsilon {} is not above 0 and up to 255", self.epsilon));
         }
         if self.steps == 0 {
             return usage("--train-steps 0 attacks nothing".into());
