@@ -5,6 +5,9 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
+/// How the names of temporary files start. A kill can leave them behind.
+pub const TEMPORARY: &str = ".adcorda-";
+
 /// Replaces `path` by `bytes` in one step: whoever reads it sees the old content or the new, never a part.
 ///
 /// # Errors
@@ -39,6 +42,7 @@ fn temporary_beside(path: &Path) -> Result<tempfile::NamedTempFile> {
         _ => Path::new("."),
     };
     let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMPORARY);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // less the umask
     builder.tempfile_in(folder).map_err(|cause| unwritable(path, cause))

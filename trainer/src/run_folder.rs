@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
-use crate::file::{read, write_atomic};
+use crate::file::{TEMPORARY, read, write_atomic};
 use crate::{Error, ErrorKind, Result};
 
 /// A run folder that this process holds.
@@ -43,7 +43,18 @@ impl RunFolder {
     /// [`ErrorKind::Usage`] where another process holds the folder, where it is the run of another config (naming what
     /// differs), or where it is a folder of something else; [`ErrorKind::Io`] where it cannot be written.
     pub fn open(path: impl AsRef<Path>, config: &impl Serialize) -> Result<Self> {
-        let path = path.as_ref().to_owned();
+        Self::open_locked(path.as_ref().to_owned(), config, Busy::Refuse)
+    }
+
+    /// As [`open`](Self::open), but waits where another process holds the folder: for work that several share.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_or_wait(path: impl AsRef<Path>, config: &impl Serialize) -> Result<Self> {
+        Self::open_locked(path.as_ref().to_owned(), config, Busy::Wait)
+    }
+
+    fn open_locked(path: PathBuf, config: &impl Serialize, busy: Busy) -> Result<Self> {
         let config = serde_json::json!({
             "adcorda": env!("CARGO_PKG_VERSION"),
             "config": serde_json::to_value(config).map_err(|cause| {
@@ -51,13 +62,17 @@ impl RunFolder {
             })?,
         });
         let config_path = path.join("config.json");
-        if !config_path.exists() {
+        if busy == Busy::Refuse && !config_path.exists() {
             refuse_foreign(&path)?;
         }
         std::fs::create_dir_all(&path).map_err(|cause| {
             Error::io("create folder", &path, cause).remedy("name an output folder that can be written, with -o")
         })?;
-        let lock = lock(&path)?;
+        let lock = lock(&path, busy)?;
+        if busy == Busy::Wait && !config_path.exists() {
+            // Not before: what another process is just writing is not foreign.
+            refuse_foreign(&path)?;
+        }
         if config_path.exists() {
             compare_config(&path, &config_path, &config)?;
         } else {
@@ -191,7 +206,9 @@ fn refuse_foreign(path: &Path) -> Result<()> {
             return Err(Error::io("open run folder", path, cause).remedy("name a new folder with -o"));
         }
     };
-    match entries.flatten().find(|entry| entry.file_name() != "lock") {
+    // A kill while the config was written leaves a temporary file.
+    let ours = |name: &std::ffi::OsStr| name == "lock" || name.to_string_lossy().starts_with(TEMPORARY);
+    match entries.flatten().find(|entry| !ours(&entry.file_name())) {
         None => Ok(()),
         Some(entry) => Err(Error::new(
             ErrorKind::Usage,
@@ -205,7 +222,14 @@ fn refuse_foreign(path: &Path) -> Result<()> {
     }
 }
 
-fn lock(folder: &Path) -> Result<File> {
+/// What to do where another process holds a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Busy {
+    Refuse,
+    Wait,
+}
+
+fn lock(folder: &Path, busy: Busy) -> Result<File> {
     let path = folder.join("lock");
     let fail = |cause| Error::io("write", &path, cause).remedy("check that the folder is writable and has space left");
     let file = OpenOptions::new()
@@ -214,6 +238,9 @@ fn lock(folder: &Path) -> Result<File> {
         .write(true)
         .open(&path)
         .map_err(fail)?;
+    if busy == Busy::Wait {
+        return file.lock().map(|()| file).map_err(fail);
+    }
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::new(
@@ -249,7 +276,7 @@ fn compare_config(folder: &Path, path: &Path, config: &Value) -> Result<()> {
 }
 
 /// Lists where two configs differ, by the path of keys.
-fn differ(at: &str, stored: &Value, now: &Value, differences: &mut Vec<String>) {
+pub(crate) fn differ(at: &str, stored: &Value, now: &Value, differences: &mut Vec<String>) {
     if let (Value::Object(a), Value::Object(b)) = (stored, now) {
         let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
         for key in keys {
@@ -309,8 +336,20 @@ mod tests {
         let error = RunFolder::open(folder.path(), &json!({})).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().contains("another process"), "{error}");
+        let path = folder.path().to_owned();
+        let waiting = std::thread::spawn(move || RunFolder::open_or_wait(path, &json!({})).is_ok());
         drop(first);
+        assert!(waiting.join().unwrap());
         RunFolder::open(folder.path(), &json!({})).unwrap();
+    }
+
+    #[test]
+    fn a_kill_while_the_config_is_written_is_no_harm() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("lock"), "").unwrap();
+        std::fs::write(folder.path().join(format!("{TEMPORARY}x1y2z3")), "{").unwrap();
+        drop(RunFolder::open(folder.path(), &json!({})).unwrap());
+        RunFolder::open_or_wait(folder.path(), &json!({})).unwrap();
     }
 
     #[test]
