@@ -225,7 +225,7 @@ pub fn misclassified(network: &Frozen, images: &Dataset) -> Result<(Vec<usize>, 
 ///
 /// # Errors
 /// [`ErrorKind::Data`] where the images have another size than the network's input; with `verify_integer`, what
-/// [`export`](crate::export::export) cannot lower.
+/// [`export`] cannot lower.
 pub fn correct(
     start: &Checkpoint,
     images: &Dataset,
