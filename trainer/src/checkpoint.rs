@@ -10,6 +10,7 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 
+use crate::data::Dataset;
 use crate::network::Network;
 use crate::quantize::Quantization;
 use crate::state_dict::{Array, StateDict};
@@ -64,6 +65,26 @@ struct Description<'a> {
 }
 
 impl Checkpoint {
+    /// A float network of the zoo with random weights, for images of these classes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] where there is no network of that name.
+    pub fn untrained(name: &str, images: &Dataset, seed: u64) -> Result<Self> {
+        let network = crate::zoo::zoo(name, images.classes.len())?;
+        Ok(Self {
+            state: StateDict::init(&network, seed)?,
+            network,
+            quantization: None,
+            labels: images.classes.clone(),
+            provenance: Provenance {
+                data: images.name.split('/').next().unwrap_or_default().to_owned(),
+                method: "train".into(),
+                seed,
+                top1: None,
+            },
+        })
+    }
+
     /// Writes the checkpoint in one step: a reader sees the old file or the new one. The same checkpoint gives the same bytes.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use adcorda::board::Board;
+use adcorda::checkpoint::Checkpoint;
 use adcorda::data::{SetSpec, Split};
 use adcorda::eval::evaluate_model;
 use adcorda::export::{ExportOptions, export};
@@ -16,7 +17,7 @@ use adcorda::{Error, ErrorKind, Result, qemu};
 use clap::Args;
 use serde_json::json;
 
-use super::{DeviceArgs, load_checkpoint, top1, train::from_scratch};
+use super::{DeviceArgs, load_checkpoint, top1};
 
 /// Run the whole path on the built-in images.
 #[derive(Args)]
@@ -70,7 +71,7 @@ impl Demo {
             seed: self.seed,
             ..TrainOptions::default()
         };
-        let start = from_scratch("tiny", &set, &images.classes, self.seed)?;
+        let start = Checkpoint::untrained("tiny", &images, self.seed)?;
         let run = RunFolder::open(folder("float"), &json!({ "verb": "demo", "options": options }))?;
         train(&start, None, &images, &options, &run, &device)?;
         drop(run);

@@ -5,6 +5,7 @@ mod bench;
 mod data;
 mod demo;
 mod eval;
+mod experiment;
 mod export;
 mod import;
 mod inspect;
@@ -55,6 +56,8 @@ enum Verb {
     Quantize(quantize::Quantize),
     /// Refine a quantized checkpoint with AdCorDA, beside plain QAT of the same budget
     Refine(refine::Refine),
+    /// Run a table of experiments, resumably and on several machines, and compare its arms at equal compute
+    Experiment(experiment::Experiment),
     /// Lower a quantized checkpoint to an integer model file
     Export(export::Export),
     /// Measure top-1: a checkpoint on the trainer, an .adq file in the integer runtime itself
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Verb::Train(verb) => verb.run(),
         Verb::Quantize(verb) => verb.run(),
         Verb::Refine(verb) => verb.run(),
+        Verb::Experiment(verb) => verb.run(),
         Verb::Export(verb) => verb.run(),
         Verb::Eval(verb) => verb.run(),
         Verb::Attack(verb) => verb.run(),

@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use adcorda::checkpoint::{Checkpoint, Provenance};
+use adcorda::checkpoint::Checkpoint;
 use adcorda::data::{SetSpec, Split};
 use adcorda::run_folder::RunFolder;
-use adcorda::state_dict::StateDict;
 use adcorda::train::train;
 use adcorda::{Error, ErrorKind, Result, zoo};
 use clap::Args;
@@ -47,7 +46,7 @@ impl Train {
         let images = load_data(&self.data, Split::Train, self.training.limit)?;
         let path = Path::new(&self.start);
         let start = if zoo::NAMES.contains(&self.start.as_str()) {
-            from_scratch(&self.start, &self.data, &images.classes, options.seed)?
+            Checkpoint::untrained(&self.start, &images, options.seed)?
         } else if path.exists() {
             load_checkpoint(path)?
         } else {
@@ -84,21 +83,4 @@ impl Train {
             ),
         )
     }
-}
-
-/// A zoo network with random weights.
-pub fn from_scratch(name: &str, data: &SetSpec, classes: &[String], seed: u64) -> Result<Checkpoint> {
-    let network = zoo::zoo(name, classes.len())?;
-    Ok(Checkpoint {
-        state: StateDict::init(&network, seed)?,
-        network,
-        quantization: None,
-        labels: classes.to_vec(),
-        provenance: Provenance {
-            data: super::set_name(data),
-            method: "train".into(),
-            seed,
-            top1: None,
-        },
-    })
 }
