@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::results::{CellResult, Failure, Measured, Outcome, Results};
+use super::results::{Bits, CellResult, Failure, Measured, Outcome, Results};
 use super::statistics::{Spread, mcnemar, paired_t};
 use super::table::{Cell, START, Table};
 use crate::file::write_atomic;
@@ -32,6 +32,10 @@ pub struct Row {
     pub gain: Option<Spread>,
     /// Against the control arm; nothing for the control arm itself, nor for starts.
     pub control: Option<Comparison>,
+    /// Top-1 at the end of the schedule, whatever was kept.
+    pub end_top1: Option<Spread>,
+    /// The same against the control arm's end.
+    pub end_control: Option<Comparison>,
     /// Top-1 of the exported models in the runtime.
     pub integer_top1: Option<Spread>,
     /// Top-1 under attack, by what the column is called.
@@ -92,14 +96,17 @@ impl Row {
             let figures: Vec<f64> = own.iter().filter_map(|(cell, measured)| of(cell, measured)).collect();
             Spread::of(&figures)
         };
-        let control = (table.control())
-            .filter(|control| *control != arm && arm != START)
-            .and_then(|control| {
-                let pairs: Vec<(&Measured, &Measured)> = (own.iter())
-                    .filter_map(|&(cell, own)| Some((own, measured(&cell.beside(control))?)))
-                    .collect();
-                Comparison::of(&pairs)
-            });
+        let against_control = |of: &dyn Fn(&Measured) -> Option<Bits>| {
+            let control = table.control().filter(|control| *control != arm && arm != START)?;
+            let pairs: Vec<(Bits, Bits)> = (own.iter())
+                .filter_map(|&(cell, own)| Some((of(own)?, of(measured(&cell.beside(control))?)?)))
+                .collect();
+            Comparison::of(&pairs)
+        };
+        let (kept, end) = (
+            |measured: &Measured| Some(measured.correct.clone()),
+            |measured: &Measured| measured.correct_at_end.clone(),
+        );
         let mut columns: Vec<String> = Vec::new();
         for (name, _) in own.iter().flat_map(|(_, measured)| attacked(measured)) {
             if !columns.contains(&name) {
@@ -117,7 +124,9 @@ impl Row {
         Self {
             top1: spread(&|_, measured| Some(measured.top1)),
             gain: spread(&|cell, own| Some(own.top1 - measured(&cell.beside(START))?.top1)).filter(|_| arm != START),
-            control,
+            control: against_control(&kept),
+            end_top1: spread(&|_, measured| Some(measured.correct_at_end.as_ref()?.percent())),
+            end_control: against_control(&end),
             integer_top1: spread(&|_, measured| measured.integer_top1),
             robustness: (columns.into_iter())
                 .filter_map(|column| {
@@ -139,12 +148,12 @@ impl Row {
 }
 
 impl Comparison {
-    /// Of pairs of an arm's figures and the control arm's; `None` of none.
-    fn of(pairs: &[(&Measured, &Measured)]) -> Option<Self> {
-        let differences: Vec<f64> = pairs.iter().map(|(own, control)| own.top1 - control.top1).collect();
+    /// Of pairs of what an arm has right and what the control arm has; `None` of none.
+    fn of(pairs: &[(Bits, Bits)]) -> Option<Self> {
+        let differences: Vec<f64> = pairs.iter().map(|(own, control)| own.percent() - control.percent()).collect();
         let (mut gained, mut lost) = (0, 0);
         for (own, control) in pairs {
-            let (more, less) = own.correct.against(&control.correct);
+            let (more, less) = own.against(control);
             gained += more;
             lost += less;
         }
@@ -211,6 +220,10 @@ fn lines(table: &Table, results: &Results) -> Result<String> {
                     figures.remove("seconds");
                     // Thousands of digits; what the tests need of them follows.
                     figures.remove("correct");
+                    if figures.remove("correct_at_end").is_some() {
+                        let end = measured.correct_at_end.as_ref().map(Bits::percent);
+                        figures.insert("end_top1".into(), json!(end));
+                    }
                     let control = table.control().filter(|_| cell.arm.is_some());
                     let control = control.and_then(|control| results.cells.get(&cell.beside(control))?.measured());
                     if let Some(control) = control {
@@ -240,6 +253,11 @@ fn markdown(table: &Table, results: &Results, rows: &[Row]) -> String {
              {control} has right; runs of several seeds see the same images, so it is not a test over seeds. Seeds: paired t test \
              of the differences in top-1, one a seed.\n"
         );
+    }
+    if rows.iter().any(|row| row.end_top1.is_some()) {
+        text += &format!("\n## At the end of the schedule\n\n{}", end_table(table, rows));
+        text += "\nThe same runs and tests, with the last weights in place of those kept on the validation images. These figures \
+                 choose nothing.\n";
     }
     if rows.iter().any(|row| !row.robustness.is_empty()) {
         let attacked: BTreeSet<String> = (results.cells.values().filter_map(CellResult::measured))
@@ -279,15 +297,7 @@ fn top1_table(table: &Table, rows: &[Row]) -> String {
         fields.push(row.top1.map_or_else(|| state.into(), |top1| percent(&top1)));
         fields.push(or_dash(row.gain, points));
         if let Some(control) = control {
-            fields.extend(match &row.control {
-                Some(comparison) => [
-                    points(&comparison.difference),
-                    probability(&comparison.mcnemar),
-                    or_dash(comparison.paired_t, probability),
-                ],
-                None if row.arm == control => ["control", "-", "-"].map(Into::into),
-                None => ["-"; 3].map(Into::into),
-            });
+            fields.extend(compared(row, control, &row.control));
         }
         if has_integer {
             fields.push(or_dash(row.integer_top1, percent));
@@ -296,6 +306,37 @@ fn top1_table(table: &Table, rows: &[Row]) -> String {
         text += &line(&fields);
     }
     text
+}
+
+fn end_table(table: &Table, rows: &[Row]) -> String {
+    let control = table.control();
+    let mut head = names(["network", "start", "images", "arm", "top-1"]);
+    if let Some(control) = control {
+        head.extend([format!("- {control}"), "p (images)".into(), "p (seeds)".into()]);
+    }
+    let mut text = header(&head);
+    for row in rows.iter().filter(|row| row.end_top1.is_some()) {
+        let mut fields = names([&row.network, &row.start, &row.images, &row.arm]);
+        fields.push(or_dash(row.end_top1, percent));
+        if let Some(control) = control {
+            fields.extend(compared(row, control, &row.end_control));
+        }
+        text += &line(&fields);
+    }
+    text
+}
+
+/// Difference and both p, or what stands in their place.
+fn compared(row: &Row, control: &str, comparison: &Option<Comparison>) -> [String; 3] {
+    match comparison {
+        Some(comparison) => [
+            points(&comparison.difference),
+            probability(&comparison.mcnemar),
+            or_dash(comparison.paired_t, probability),
+        ],
+        None if row.arm == control => ["control", "-", "-"].map(Into::into),
+        None => ["-"; 3].map(Into::into),
+    }
 }
 
 fn attack_table(rows: &[Row]) -> String {
@@ -383,7 +424,7 @@ fn probability(p: &f64) -> String {
 pub(super) mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::results::{Bits, Provenance};
+    use super::super::results::Provenance;
     use super::*;
 
     pub const TABLE: &str = r#"
@@ -431,6 +472,7 @@ integer = true
                 passes: if cell.arm.is_some() { 100.0 } else { 0.0 },
                 seconds: 5.0,
                 correct,
+                correct_at_end: None,
                 correction: None,
                 integer_top1: Some(50.0),
                 robustness: BTreeMap::from([("fake-quant".to_owned(), attacked)]),
@@ -495,6 +537,42 @@ integer = true
             "{text}"
         );
         assert!(!text.contains("Failed") && !text.contains("Missing"), "{text}");
+    }
+
+    /// What was kept can be the start of both; their last weights still differ.
+    #[test]
+    fn the_end_of_the_schedule_has_a_table_of_its_own() {
+        let table = Table::parse(TABLE).unwrap();
+        let mut results = results(&table, [[2, 2], [4, 4], [4, 4]]);
+        assert!(!markdown(&table, &results, &rows(&table, &results)).contains("At the end"));
+        for (name, result) in &mut results.cells {
+            let Outcome::Measured(measured) = &mut result.outcome else {
+                unreachable!()
+            };
+            let right = match name {
+                name if name.ends_with("adcorda") => 8,
+                name if name.ends_with("qat") => 5,
+                _ => continue,
+            };
+            let predicted: Vec<u16> = (0..10).map(|i| u16::from(i < right)).collect();
+            measured.correct_at_end = Some(Bits::of(&predicted, &[1; 10]));
+        }
+        let found = rows(&table, &results);
+        let end = found.iter().find(|row| row.arm == "adcorda").unwrap();
+        assert_eq!(
+            (end.control.as_ref().unwrap().gained, end.control.as_ref().unwrap().lost),
+            (0, 0)
+        );
+        let against = end.end_control.as_ref().unwrap();
+        assert_eq!((against.difference.mean, against.gained, against.lost), (30.0, 6, 0));
+        let text = markdown(&table, &results, &found);
+        let section = &text[text.find("## At the end of the schedule").unwrap()..];
+        assert!(
+            section.contains("| adcorda | 80.00 ± 0.00 | +30.00 ± 0.00 | 0.031 |"),
+            "{section}"
+        );
+        assert!(section.contains("| qat | 50.00 ± 0.00 | control | - | - |"), "{section}");
+        assert!(lines(&table, &results).unwrap().contains("\"end_top1\":80.0"));
     }
 
     #[test]

@@ -80,6 +80,9 @@ pub struct Measured {
     pub seconds: f64,
     /// Which test images are right.
     pub correct: Bits,
+    /// The same at the end of the schedule, whatever was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correct_at_end: Option<Bits>,
     /// What was corrected.
     pub correction: Option<CorrectionReport>,
     /// Of the exported model, in the runtime.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `float/NETWORK` | the float network, where it is trained here, and `float.json`, its top-1 |
 //! | `starts/START` | `ptq.safetensors`, the QAT behind it, and `start.json`, its figures |
-//! | `cells/CELL` | a run folder, `report.json` once it is trained, `result.json` once it is measured |
+//! | `cells/CELL` | a run folder, `end.safetensors`, the weights at the end of the schedule, `report.json` once it is trained, `result.json` once it is measured |
 //!
 //! Whoever works in one of these folders holds its lock; others wait, and then find its result.
 
@@ -297,8 +297,12 @@ impl Bench<'_> {
         };
         let best = run.track("")?.best();
         let mut checkpoint = Checkpoint::load(&best)?;
-        let outcome = self.measured(&checkpoint, right.percent(), None, Some(report))?;
-        if let Outcome::Measured(measured) = &outcome {
+        let mut outcome = self.measured(&checkpoint, right.percent(), None, Some(report))?;
+        if let Outcome::Measured(measured) = &mut outcome {
+            if self.experiment.table.measure.end {
+                let end = Checkpoint::load(run.path().join(END))?;
+                measured.correct_at_end = Some(correct(&end, &self.test, self.experiment.device)?);
+            }
             checkpoint.provenance.top1 = Some(measured.top1 as f32);
             checkpoint.save(&best)?;
         }
@@ -317,6 +321,9 @@ impl Bench<'_> {
                 report
             }
         };
+        if let Some((end, _, _)) = run.track("")?.load_last::<Value>()? {
+            end.save(run.path().join(END))?;
+        }
         remove_leftovers(run.path())?;
         Ok(report)
     }
@@ -431,6 +438,7 @@ impl Bench<'_> {
             passes: report.as_ref().map_or(0.0, |report| report.passes),
             seconds: report.as_ref().map_or(0.0, |report| report.training.seconds),
             correct: right,
+            correct_at_end: None,
             correction: report.as_ref().and_then(|report| report.correction.clone()),
             integer_top1,
             robustness,
@@ -438,6 +446,9 @@ impl Bench<'_> {
         })))
     }
 }
+
+/// The weights at the end of the schedule, in a cell's folder.
+const END: &str = "end.safetensors";
 
 /// Deletes what a training continues from: of no use once it is done, and the larger part of its folder.
 fn remove_leftovers(folder: &Path) -> Result<()> {

@@ -324,6 +324,10 @@ impl ArmSpec {
 pub struct Measure {
     /// Export, and evaluate the model file in the runtime.
     pub integer: bool,
+    /// Also evaluate the weights at the end of the schedule, whatever checkpoint was kept. Where the start is kept on the
+    /// validation images, this still tells what an arm did; and validation images that the float network has seen favour the
+    /// start.
+    pub end: bool,
     /// Attack the test images.
     pub robustness: Option<Robustness>,
 }
