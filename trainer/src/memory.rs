@@ -11,9 +11,9 @@
 //!   convolution with BatchNorm, and twice that of an addition.
 //! - `largest`, the largest of the values: backward holds a few gradients of it at once, and the backend's kernels copies in
 //!   another order.
-//! - `fixed`: the images that stay on the device, and [`PER_PARAMETER`] times the weights.
+//! - `fixed`: the images that stay on the device, and `PER_PARAMETER` times the weights.
 //!
-//! A step fits where that is [`SHARE`] of the free memory or less: the backend takes memory in pages and leaves parts of them
+//! A step fits where that is `SHARE` of the free memory or less: the backend takes memory in pages and leaves parts of them
 //! empty. Of ternary ResNet-8, `kept` is 1.28 MiB an image; on flex, where backward adds next to nothing, the peak memory of the
 //! process grew by 1.33 MiB an image from batch 64 to 128 and by 1.24 from 128 to 256. `IN_FLIGHT` and `SHARE` are allowances and
 //! were not measured on a GPU.
