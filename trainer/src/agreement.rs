@@ -30,6 +30,7 @@ use crate::data::batch::{Purpose, rng};
 use crate::device::Device;
 use crate::network::Network;
 use crate::nn::{self, Auto, Inner, Mode, Net};
+use crate::quantize;
 use crate::train::{cross_entropy, targets};
 use crate::{Error, ErrorKind, Result};
 
@@ -135,7 +136,7 @@ impl Agreement {
 pub enum Form {
     /// Nothing.
     Float,
-    /// Weights only.
+    /// Weights only, with learnt scales where the width has them.
     Weights,
     /// Weights and activations.
     Quantized,
@@ -154,14 +155,17 @@ impl Form {
         }
     }
 
-    fn of(self, checkpoint: &Checkpoint) -> Checkpoint {
+    fn of(self, checkpoint: &Checkpoint) -> Result<Checkpoint> {
         let mut checkpoint = checkpoint.clone();
         match (self, &mut checkpoint.quantization) {
             (Form::Float, quantization) => *quantization = None,
-            (Form::Weights, Some(quantization)) => quantization.activations.clear(),
+            (Form::Weights, Some(quantization)) => {
+                quantization.activations.clear();
+                quantize::start_scales(quantization, &checkpoint.network, &checkpoint.state)?;
+            }
             (Form::Weights, None) | (Form::Quantized, _) => {}
         }
-        checkpoint
+        Ok(checkpoint)
     }
 }
 
@@ -212,8 +216,11 @@ pub fn compare(checkpoint: &Checkpoint, images: &Dataset, device: &Device, again
     let products = Products::of(device).max(Products::of(against));
     let mut tensors = Vec::new();
     for form in Form::ALL {
-        let checkpoint = form.of(checkpoint);
-        let (ours, theirs) = (step(&checkpoint, images, device)?, step(&checkpoint, images, against)?);
+        let checkpoint = form.of(checkpoint)?;
+        let (ours, theirs) = (
+            step(&checkpoint, form, images, device)?,
+            step(&checkpoint, form, images, against)?,
+        );
         for (ours, theirs) in ours.iter().zip(&theirs) {
             tensors.push(ours.compare(theirs, form, Tolerance::of(ours.kind, form, products)));
         }
@@ -269,9 +276,12 @@ impl Seen {
 }
 
 /// Everything that one step computes, in an order that depends on the network alone.
-fn step(checkpoint: &Checkpoint, images: &Dataset, device: &Device) -> Result<Vec<Seen>> {
+fn step(checkpoint: &Checkpoint, form: Form, images: &Dataset, device: &Device) -> Result<Vec<Seen>> {
     let network = &checkpoint.network;
-    let net = Net::<Auto>::from_state(network, &checkpoint.state, device)?;
+    let mut net = Net::<Auto>::from_state(network, &checkpoint.state, device)?;
+    if let (Form::Weights, Some(quantization)) = (form, &checkpoint.quantization) {
+        net = net.with_learned_scales(quantization, device);
+    }
     let rows: Vec<usize> = (0..images.len()).collect();
     let x = Tensor::<Auto, 4>::from_inner(nn::to_device(images, &rows, device)).require_grad();
     let output = net.forward(network, checkpoint.quantization.as_ref(), x.clone(), Mode::Train);
@@ -451,7 +461,8 @@ mod tests {
         other.state.tensors.get_mut("conv2.weight").unwrap().values[0] += 0.5;
         let device = Device::flex();
         for form in Form::ALL {
-            let [ours, theirs] = [&other, &checkpoint].map(|checkpoint| step(&form.of(checkpoint), &images, &device).unwrap());
+            let [ours, theirs] =
+                [&other, &checkpoint].map(|checkpoint| step(&form.of(checkpoint).unwrap(), form, &images, &device).unwrap());
             for products in [Products::Single, Products::TensorFloat32] {
                 let exceeded: Vec<String> = ours
                     .iter()
@@ -471,7 +482,8 @@ mod tests {
         let others = noise(&checkpoint.network, 8, 4);
         let device = Device::flex();
         for form in Form::ALL {
-            let [ours, theirs] = [&others, &images].map(|images| step(&form.of(&checkpoint), images, &device).unwrap());
+            let [ours, theirs] =
+                [&others, &images].map(|images| step(&form.of(&checkpoint).unwrap(), form, images, &device).unwrap());
             for (ours, theirs) in ours.iter().zip(&theirs) {
                 let of_pixels = ours.kind == Kind::InputGradient;
                 let of_many = ours.kind == Kind::Gradient && ours.values.len() > 500;
@@ -510,7 +522,13 @@ mod tests {
     #[test]
     fn a_float_checkpoint_is_a_usage_error() {
         let (checkpoint, images) = quantized(Width::W2);
-        let error = compare(&Form::Float.of(&checkpoint), &images, &Device::flex(), &Device::flex()).unwrap_err();
+        let error = compare(
+            &Form::Float.of(&checkpoint).unwrap(),
+            &images,
+            &Device::flex(),
+            &Device::flex(),
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
     }
 }

@@ -54,7 +54,7 @@ impl Bench {
         let network = &checkpoint.network;
         let mut value = json!({
             "engine": "burn", "network": network.name, "weights": widths(&checkpoint), "batch": self.batch,
-            "device": device.name(), "threads": std::thread::available_parallelism().map_or(0, usize::from),
+            "device": device.name(), "threads": rayon::current_num_threads(),
         });
         let mut text = format!("{} on {device}", network.name);
 
