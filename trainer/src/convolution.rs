@@ -16,6 +16,7 @@ use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use burn_dispatch::DispatchDevice;
 use rayon::prelude::*;
 
+use crate::device::is_flex;
 use crate::nn::{Auto, Inner, to_host};
 
 /// A backend that convolves: [`Inner`] and [`Auto`].
@@ -98,7 +99,7 @@ impl Windows {
         device: &DispatchDevice,
     ) -> Option<Self> {
         let PaddedConvOptions { options, padding_end } = options;
-        if !matches!(device, DispatchDevice::Flex(_)) || options.groups != 1 || options.dilation != [1, 1] {
+        if !is_flex(device) || options.groups != 1 || options.dilation != [1, 1] {
             return None;
         }
         let [top, left] = options.padding;
@@ -176,16 +177,20 @@ impl Windows {
     /// What the windows of image `i` show, `[values of a window, positions]`.
     fn columns(&self, x: &Tensor<Inner, 4>, i: usize) -> Tensor<Inner, 2> {
         let image = to_host(x.clone().narrow(0, i, 1));
-        let mut columns = Vec::with_capacity(self.len() * self.positions());
+        let mut columns = vec![0.0; self.len() * self.positions()];
+        let mut rows = columns.chunks_exact_mut(self.output[2]);
         self.rows(|source, shown| {
-            let (before, after) = (shown.start, self.output[2] - shown.end);
-            columns.resize(columns.len() + before, 0.0);
-            match (source, self.stride[1]) {
-                (Some(start), 1) => columns.extend_from_slice(&image[start..start + shown.len()]),
-                (Some(start), stride) => columns.extend(image[start..].iter().step_by(stride).take(shown.len())),
-                (None, _) => {}
+            let row = rows.next().expect("as many rows as there are of windows");
+            let Some(start) = source else { return };
+            let row = &mut row[shown];
+            match self.stride[1] {
+                1 => row.copy_from_slice(&image[start..start + row.len()]),
+                stride => {
+                    for (value, pixels) in row.iter_mut().zip(image[start..].chunks(stride)) {
+                        *value = pixels[0];
+                    }
+                }
             }
-            columns.resize(columns.len() + after, 0.0);
         });
         Tensor::from_data(TensorData::new(columns, [self.len(), self.positions()]), &x.device())
     }
@@ -203,8 +208,8 @@ impl Windows {
                     }
                 }
                 (Some(start), stride) => {
-                    for (pixel, value) in image[start..].iter_mut().step_by(stride).zip(row) {
-                        *pixel += value;
+                    for (pixels, value) in image[start..].chunks_mut(stride).zip(row) {
+                        pixels[0] += value;
                     }
                 }
                 (None, _) => {}

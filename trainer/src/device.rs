@@ -17,6 +17,11 @@ pub struct Device {
     free: Option<u64>,
 }
 
+/// Whether burn computes in this process's own memory, on flex: where passing over values ourselves is faster.
+pub(crate) fn is_flex(device: &DispatchDevice) -> bool {
+    matches!(device, DispatchDevice::Flex(_))
+}
+
 /// The names [`Device::from_name`] takes, for messages and `--help`.
 pub const NAMES: &str = "flex, ndarray, cuda, cuda:N";
 

@@ -8,22 +8,19 @@
 //! network must not do. Everything per channel works on `[n * channels, height * width]`: a 4-D broadcast costs ten times as
 //! much on flex.
 
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::module::{AutodiffModule, Module, Param, ParamId, RunningState};
 use burn::tensor::backend::Backend;
-use burn::tensor::module::{avg_pool2d, conv2d, max_pool2d};
+use burn::tensor::module::{avg_pool2d, max_pool2d};
 use burn::tensor::ops::{PadMode, PaddedConvOptions};
-use burn::tensor::{Tensor, TensorData, TensorPrimitive, activation};
+use burn::tensor::{Tensor, TensorData, activation};
 use burn_dispatch::Dispatch;
 use serde::{Deserialize, Serialize};
 
-use crate::convolution::Convolve;
 use crate::data::{Dataset, batch};
 use crate::device::Device;
+use crate::fake_quantization::FakeQuantize;
 use crate::network::{BatchNorm, Network, Op, Window};
+use crate::normalization::Moments;
 use crate::quantize::{self, ActivationQuantizer, Quantization, WeightQuantizer, Width, weights};
 use crate::state_dict::{Array, StateDict};
 use crate::{Error, ErrorKind, Result};
@@ -56,12 +53,6 @@ pub struct Output<B: Backend> {
     pub features: Tensor<B, 2>,
     /// `[n, classes]`, not quantized.
     pub logits: Tensor<B, 2>,
-}
-
-/// A backend that can quantize an activation in passing: [`Inner`] and [`Auto`].
-pub trait FakeQuantize: Convolve {
-    /// `x` limited to `low..=high` and rounded to whole multiples of `step`. The gradient passes where `x` is within.
-    fn fake_quantize(x: Tensor<Self, 4>, step: f32, low: f32, high: f32) -> Tensor<Self, 4>;
 }
 
 /// The network's parameters, one entry a layer.
@@ -354,7 +345,13 @@ impl<B: FakeQuantize> Parameters<B> {
             (Some(norm), Some(BatchNorm { epsilon, .. })) => {
                 norm.forward(B::convolve(x, weight, options), bias, *epsilon, statistics)
             }
-            _ => conv2d(x, weight, bias, options),
+            _ => {
+                let y = B::convolve(x, weight, options);
+                match bias {
+                    Some(bias) => add_per_channel(y, bias),
+                    None => y,
+                }
+            }
         }
     }
 
@@ -376,18 +373,14 @@ impl<B: FakeQuantize> Parameters<B> {
 impl<B: FakeQuantize> Norm<B> {
     /// Normalizes a convolution's output that still lacks `bias`.
     fn forward(&self, x: Tensor<B, 4>, bias: Option<Tensor<B, 1>>, epsilon: f32, statistics: Statistics) -> Tensor<B, 4> {
-        let [n, c, h, w] = x.dims();
-        let x = x.reshape([n * c, h * w]);
-        let column = |per_channel: Tensor<B, 1>| per_channel.reshape([1, c]).repeat_dim(0, n).reshape([n * c, 1]);
-        let y = match statistics {
+        let [n, _, h, w] = x.dims();
+        let (gamma, beta) = (self.gamma.val(), self.beta.val());
+        match statistics {
             Statistics::Batch { momentum } => {
-                let mean_of = |x: Tensor<B, 2>| x.mean_dim(1).reshape([n, c]).mean_dim(0).reshape([c]);
-                let mean: Tensor<B, 1> = mean_of(x.clone());
-                let centred = x - column(mean.clone());
-                let variance: Tensor<B, 1> = mean_of(centred.clone().square());
+                let (y, Moments { mean, variance }) = B::normalize(x, gamma, beta, epsilon, None);
                 // The running variance is the unbiased one, as in PyTorch.
                 let count = (n * h * w) as f64;
-                let unbiased = variance.clone() * (count / (count - 1.0).max(1.0));
+                let unbiased = variance * (count / (count - 1.0).max(1.0));
                 let mean = match bias {
                     Some(bias) => mean + bias,
                     None => mean,
@@ -397,18 +390,17 @@ impl<B: FakeQuantize> Norm<B> {
                     // Until it is read, the update waits in a queue that copies and saves do not see.
                     running.value_sync();
                 }
-                centred * column(self.gamma.val() / (variance + epsilon).sqrt()) + column(self.beta.val())
+                y
             }
             Statistics::Running => {
-                let gain = self.gamma.val() / (self.variance.value_sync() + epsilon).sqrt();
-                let mean = match bias {
-                    Some(bias) => self.mean.value_sync() - bias,
-                    None => self.mean.value_sync(),
+                let (mean, variance) = (self.mean.value_sync(), self.variance.value_sync());
+                let beta = match bias {
+                    Some(bias) => beta + bias * gamma.clone() / (variance.clone() + epsilon).sqrt(),
+                    None => beta,
                 };
-                x * column(gain.clone()) + column(self.beta.val() - mean * gain)
+                B::normalize(x, gamma, beta, epsilon, Some(Moments { mean, variance })).0
             }
-        };
-        y.reshape([n, c, h, w])
+        }
     }
 }
 
@@ -653,6 +645,15 @@ pub(crate) fn check_fit(network: &Network, images: &Dataset) -> Result<()> {
     Ok(())
 }
 
+/// Adds `[c]` to `[n, c, h, w]`: normalization by moments that change nothing.
+fn add_per_channel<B: FakeQuantize>(x: Tensor<B, 4>, bias: Tensor<B, 1>) -> Tensor<B, 4> {
+    let [_, c, _, _] = x.dims();
+    let device = x.device();
+    let (zeros, ones) = (Tensor::zeros([c], &device), Tensor::<B, 1>::ones([c], &device));
+    let (mean, variance) = (zeros, ones.clone());
+    B::normalize(x, ones, bias, 0.0, Some(Moments { mean, variance })).0
+}
+
 /// `(x - mean) / std` of each channel; nothing where that is the identity.
 fn normalize<B: FakeQuantize>(x: Tensor<B, 4>, mean: &[f32], std: &[f32]) -> Tensor<B, 4> {
     if mean.iter().all(|&mean| mean == 0.0) && std.iter().all(|&std| std == 1.0) {
@@ -787,44 +788,6 @@ fn subsample<B: FakeQuantize>(x: Tensor<B, 4>, stride: usize, before: usize, aft
         (after > 0).then(|| zeros(after)),
     ];
     Tensor::cat(parts.into_iter().flatten().collect(), 1)
-}
-
-impl FakeQuantize for Inner {
-    fn fake_quantize(x: Tensor<Self, 4>, step: f32, low: f32, high: f32) -> Tensor<Self, 4> {
-        // Limited in codes, so that the ends are exact multiples too.
-        let (low, high) = ((low / step).round(), (high / step).round());
-        (x / step).clamp(low, high).round() * step
-    }
-}
-
-impl FakeQuantize for Auto {
-    fn fake_quantize(x: Tensor<Self, 4>, step: f32, low: f32, high: f32) -> Tensor<Self, 4> {
-        /// Passes the gradient where the input was within its limits.
-        #[derive(Debug)]
-        struct PassWithin;
-
-        impl Backward<Inner, 1> for PassWithin {
-            type State = (Tensor<Inner, 4>, f32, f32);
-
-            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let (x, low, high) = ops.state;
-                unary::<Inner, _>(ops.parents, ops.node, grads, |gradient| {
-                    let gradient = Tensor::<Inner, 4>::from_primitive(TensorPrimitive::Float(gradient));
-                    let outside = x.clone().lower_elem(low).bool_or(x.greater_elem(high));
-                    gradient.mask_fill(outside, 0.0).into_primitive().tensor()
-                });
-            }
-        }
-
-        let quantized = <Inner as FakeQuantize>::fake_quantize(x.clone().inner(), step, low, high);
-        let quantized = quantized.into_primitive().tensor();
-        let node = x.clone().into_primitive().tensor().node;
-        let y = match PassWithin.prepare::<NoCheckpointing>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((x.inner(), low, high), quantized),
-            OpsKind::UnTracked(prep) => prep.finish(quantized),
-        };
-        Tensor::from_primitive(TensorPrimitive::Float(y))
-    }
 }
 
 #[cfg(test)]
