@@ -4,6 +4,7 @@
 //! [`Results`] brings them together, and [`report`] writes the table, with a [paired test](statistics) of every arm
 //! against the control.
 
+pub mod figure;
 pub mod report;
 mod results;
 mod run;

@@ -1,4 +1,5 @@
-//! The table: one row for all seeds of an arm, `table.md` for people, `table.jsonl` with a line for every cell.
+//! The table: one row for all seeds of an arm, `table.md` for people, `table.jsonl` with a line for every cell, and the
+//! [pictures](super::figure).
 //!
 //! Nothing in either tells how long a run took or where its files are: the same cells give the same bytes, however they were
 //! brought together.
@@ -9,6 +10,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::figure::tradeoffs;
 use super::results::{Bits, CellResult, Failure, Measured, Outcome, Results};
 use super::statistics::{Spread, mcnemar, paired_t};
 use super::table::{Cell, START, Table};
@@ -28,7 +30,9 @@ pub struct Row {
     pub arm: String,
     /// Top-1 on the test images, in per cent, over the seeds that gave one.
     pub top1: Option<Spread>,
-    /// The same less that of the start with the same seed.
+    /// Of a start with QAT, that of the post-training quantization before it.
+    pub ptq_top1: Option<Spread>,
+    /// [`top1`](Self::top1) less that of the start with the same seed.
     pub gain: Option<Spread>,
     /// Against the control arm; nothing for the control arm itself, nor for starts.
     pub control: Option<Comparison>,
@@ -123,6 +127,7 @@ impl Row {
         };
         Self {
             top1: spread(&|_, measured| Some(measured.top1)),
+            ptq_top1: spread(&|_, measured| (arm == START && measured.passes > 0.0).then_some(measured.before_top1)),
             gain: spread(&|cell, own| Some(own.top1 - measured(&cell.beside(START))?.top1)).filter(|_| arm != START),
             control: against_control(&kept),
             end_top1: spread(&|_, measured| Some(measured.correct_at_end.as_ref()?.percent())),
@@ -190,13 +195,16 @@ fn attacked(measured: &Measured) -> Vec<(String, f64)> {
     columns
 }
 
-/// Writes `table.jsonl` and `table.md` into a folder.
+/// Writes `table.jsonl`, `table.md` and the pictures into a folder.
 ///
 /// # Errors
 /// [`ErrorKind::Io`].
 pub fn write(table: &Table, results: &Results, folder: &Path) -> Result<()> {
     let rows = rows(table, results);
     write_atomic(&folder.join("table.jsonl"), lines(table, results)?.as_bytes())?;
+    for (name, picture) in tradeoffs(&rows)? {
+        write_atomic(&folder.join(name), picture.as_bytes())?;
+    }
     write_atomic(&folder.join("table.md"), markdown(table, results, &rows).as_bytes())
 }
 
@@ -245,7 +253,7 @@ fn markdown(table: &Table, results: &Results, rows: &[Row]) -> String {
     let mut text = format!("# {}\n\n{}\n", table.name, provenance(table, results));
     text += &top1_table(table, rows);
     text += "\nTop-1 on the test images in per cent, mean and sample standard deviation over seeds; differences in points, between \
-             runs of the same seed. `start` is what the arms began with. Passes: images forward and backward, prediction, attacks \
+             runs of the same seed. `start` is what the arms began with, `ptq` what its QAT began with. Passes: images forward and backward, prediction, attacks \
              and teacher included; every arm may spend the same.\n";
     if let Some(control) = table.control() {
         text += &format!(
@@ -291,6 +299,12 @@ fn top1_table(table: &Table, rows: &[Row]) -> String {
     head.push("passes".into());
     let mut text = header(&head);
     for row in rows {
+        if let Some(ptq) = row.ptq_top1 {
+            let mut fields = names([&row.network, &row.start, &row.images, "ptq"]);
+            fields.extend([ptq.n.to_string(), percent(&ptq)]);
+            fields.resize(head.len(), "-".into());
+            text += &line(&fields);
+        }
         let state = if row.failed.is_empty() { "missing" } else { "failed" };
         let mut fields = names([&row.network, &row.start, &row.images, &row.arm]);
         fields.push(row.top1.map_or(0, |top1| top1.n).to_string());
@@ -510,6 +524,21 @@ integer = true
         assert!((comparison.mcnemar - 2.0 / 64.0).abs() < 1e-9);
         assert_eq!(comparison.paired_t, paired_t(&[50.0, 10.0]));
         assert_eq!(rows[1].robustness, [("pgd 2".to_owned(), Spread::of(&[25.0, 25.0]).unwrap())]);
+    }
+
+    #[test]
+    fn what_qat_began_with_is_a_line_of_its_own() {
+        let table = Table::parse(TABLE).unwrap();
+        let mut results = results(&table, [[2, 2], [4, 4], [4, 4]]);
+        assert!(!markdown(&table, &results, &rows(&table, &results)).contains("| ptq |"));
+        for (name, result) in &mut results.cells {
+            if let (true, Outcome::Measured(measured)) = (name.ends_with("start"), &mut result.outcome) {
+                measured.passes = 100.0;
+            }
+        }
+        let text = markdown(&table, &results, &rows(&table, &results));
+        let row = "| tiny | w2-ptq | all | ptq | 2 | 10.00 ± 0.00 | - | - | - | - | - | - |";
+        assert!(text.lines().any(|line| line == row), "no {row:?} in\n{text}");
     }
 
     #[test]
