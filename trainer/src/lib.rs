@@ -20,6 +20,7 @@ pub mod file;
 pub mod inspect;
 pub mod memory;
 pub mod network;
+pub mod new_firmware;
 pub mod nn;
 mod normalization;
 pub mod qemu;

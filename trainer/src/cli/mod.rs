@@ -9,6 +9,7 @@ mod experiment;
 mod export;
 mod import;
 mod inspect;
+mod new_firmware;
 mod quantize;
 mod refine;
 mod run;
@@ -70,6 +71,8 @@ enum Verb {
     Inspect(inspect::Inspect),
     /// Run a model on a board emulated by QEMU and compare it with the host, layer by layer
     Run(run::Run),
+    /// Make a firmware project around a model, which proves itself in QEMU with `cargo run --release`
+    NewFirmware(new_firmware::NewFirmware),
 }
 
 /// Parses the command line and runs the verb.
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
         Verb::Bench(verb) => verb.run(),
         Verb::Inspect(verb) => verb.run(),
         Verb::Run(verb) => verb.run(),
+        Verb::NewFirmware(verb) => verb.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -59,9 +59,11 @@ impl Exported {
                     .remedy("give the name of a file that ends in .adq"),
             );
         };
+        let file_name = file_name.to_string_lossy();
+        let model = parse(&self.bytes, &file_name)?;
         write_atomic(path, &self.bytes)?;
         let source_path = path.with_extension("rs");
-        let source = source::generate(self, &file_name.to_string_lossy());
+        let source = source::generate(&model, self.bytes.len(), &file_name);
         write_atomic(&source_path, source.as_bytes())?;
         Ok(source_path)
     }

@@ -1,18 +1,13 @@
 //! The Rust file beside a model: what firmware needs to know at compile time, and the model itself as an aligned static.
 
-use super::Exported;
+use adcorda_formats::Model;
 
-/// `model.rs` for a model called `file_name` in the same folder: sizes as constants, and the file by `include_bytes!`.
+/// `model.rs` for a model of `bytes` bytes, called `file_name`, in the same folder: sizes as constants, and the file by
+/// `include_bytes!`.
 ///
 /// It names nothing outside of `core`, so it can be included anywhere.
-pub fn generate(exported: &Exported, file_name: &str) -> String {
-    let Exported {
-        bytes,
-        arena_bytes,
-        input,
-        classes,
-        constant_channels: _,
-    } = exported;
+pub fn generate(model: &Model<'_>, bytes: usize, file_name: &str) -> String {
+    let (input, arena_bytes, classes) = (model.input(), model.arena_bytes(), model.classes());
     let mut source = format!("// Written by `adcorda export` with {file_name:?}. Not meant to be edited.\n");
     for (what, declaration) in [
         (
@@ -21,7 +16,7 @@ pub fn generate(exported: &Exported, file_name: &str) -> String {
         ),
         (
             "Bytes of flash that the model takes.",
-            format!("MODEL_BYTES: usize = {}", bytes.len()),
+            format!("MODEL_BYTES: usize = {bytes}"),
         ),
         ("Number of classes, and so of logits.", format!("CLASSES: usize = {classes}")),
         ("Rows of an image.", format!("INPUT_HEIGHT: usize = {}", input.height)),
