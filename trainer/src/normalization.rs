@@ -52,7 +52,7 @@ impl Normalize for Inner {
         if !is_flex(&x.device()) {
             return composed(x, gamma, beta, epsilon, given);
         }
-        let channels = Channels::new(x.dims(), epsilon, given.map(Moments::to_host));
+        let channels = Channels::new(x.dims(), epsilon, given.map(Moments::into_host));
         let device = x.device();
         let (y, statistics) = channels.forward(&to_host(x), &to_host(gamma), &to_host(beta));
         (channels.tensor(y, &device), channels.moments(&statistics, &device))
@@ -70,7 +70,7 @@ impl Normalize for Auto {
         if !is_flex(&x.device()) {
             return composed(x, gamma, beta, epsilon, given);
         }
-        let channels = Channels::new(x.dims(), epsilon, given.map(Moments::to_host));
+        let channels = Channels::new(x.dims(), epsilon, given.map(Moments::into_host));
         let device = x.device();
         let nodes = [
             x.clone().into_primitive().tensor().node,
@@ -134,7 +134,7 @@ fn composed<B: Backend>(
 
 impl<B: Backend<FloatElem = f32>> Moments<B> {
     /// Mean and variance.
-    fn to_host(self) -> [Vec<f32>; 2] {
+    fn into_host(self) -> [Vec<f32>; 2] {
         [to_host(self.mean), to_host(self.variance)]
     }
 }
