@@ -56,11 +56,13 @@
 #![deny(unsafe_code)]
 #![deny(clippy::float_arithmetic)]
 
+mod image;
 mod isa;
 mod kernels;
 mod requantize;
 mod session;
 
 pub use adcorda_formats as formats;
+pub use image::{Image, ImageSize};
 pub use isa::{Isa, Path, path};
-pub use session::{ArenaTooSmall, Image, ImageSize, Logits, Observer, Session};
+pub use session::{ArenaTooSmall, Logits, Observer, Session};

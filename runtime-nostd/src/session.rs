@@ -9,6 +9,7 @@ use core::ops::Range;
 
 use adcorda_formats::{Layer, Model, Op, Scratch, Tensor, TensorId};
 
+use crate::image::Image;
 use crate::isa;
 use crate::kernels::{self, Convolution, Input, Output};
 use crate::requantize::AddRequantizer;
@@ -177,28 +178,6 @@ fn range(tensor: &Tensor) -> Range<usize> {
     offset..offset + tensor.bytes()
 }
 
-/// The pixels of one image, of the size that a model takes.
-#[derive(Clone, Copy, Debug)]
-pub struct Image<'p> {
-    pixels: &'p [u8],
-}
-
-impl<'p> Image<'p> {
-    /// Checks that `pixels` is an image of `model`'s input size: row by row, channels innermost (RGB as a camera gives it),
-    /// one byte a channel, not normalised.
-    ///
-    /// # Errors
-    /// [`ImageSize`] where the number of bytes is not height x width x channels.
-    pub fn new(model: &Model<'_>, pixels: &'p [u8]) -> Result<Self, ImageSize> {
-        let (need, have) = (model.input().elements(), pixels.len());
-        if need == have {
-            Ok(Image { pixels })
-        } else {
-            Err(ImageSize { need, have })
-        }
-    }
-}
-
 /// Scores of the classes, in the order of the model's labels; a larger one means likelier.
 ///
 /// They are the accumulators of the last layer: comparable with each other and between images, not probabilities.
@@ -288,20 +267,3 @@ impl fmt::Display for ArenaTooSmall {
 }
 
 impl core::error::Error for ArenaTooSmall {}
-
-/// The image is not of the size that the model takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ImageSize {
-    /// Bytes that the model takes: height x width x channels.
-    pub need: usize,
-    /// Bytes given.
-    pub have: usize,
-}
-
-impl fmt::Display for ImageSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the image has {} bytes, the model takes {}", self.have, self.need)
-    }
-}
-
-impl core::error::Error for ImageSize {}
