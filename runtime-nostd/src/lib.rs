@@ -3,8 +3,8 @@
 //! # Scope
 //!
 //! One image at a time through a model file of [`adcorda-formats`](formats): convolutions and fully connected layers with
-//! weights of 1, 2, 4 or 8 bits and int8 activations, residual additions, pooling. Pixels go in as a camera gives them,
-//! class scores come out. No training, no batches, no graph optimisation, no layer that the file format does not have.
+//! weights of 1, 2, 4 or 8 bits and int8 activations, residual additions, pooling. Pixels go in as a camera gives them, in
+//! any [`PixelFormat`]; class scores come out. No training, no batches, no graph optimisation, no layer that the file format does not have.
 //!
 //! # Guarantees
 //!
@@ -13,7 +13,7 @@
 //! 2. **No float.** What a model computes is integer arithmetic with one rounding rule, defined by the file format. Every
 //!    target gives the same bits.
 //! 3. **[`Session::run`] cannot fail or panic.** [`Model::parse`](formats::Model::parse), [`Session::new`] and
-//!    [`Image::new`] check everything that could go wrong, and their results are proof of it.
+//!    the constructors of [`Image`] check everything that could go wrong, and their results are proof of it.
 //! 4. **Unsafe code and assembly only in the kernels of an instruction set**, the private module `isa`; every block says why it is sound.
 //!
 //! # Example
@@ -63,6 +63,6 @@ mod requantize;
 mod session;
 
 pub use adcorda_formats as formats;
-pub use image::{Image, ImageSize};
+pub use image::{Image, ImageMismatch, ImageSize, PixelFormat};
 pub use isa::{Isa, Path, path};
 pub use session::{ArenaTooSmall, Logits, Observer, Session};

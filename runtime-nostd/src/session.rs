@@ -1,7 +1,7 @@
 //! Running a parsed model over a caller's arena.
 //!
 //! Everything that can go wrong is checked where values enter: the model by
-//! [`Model::parse`](adcorda_formats::Model::parse), the arena by [`Session::new`], the pixels by [`Image::new`]. So
+//! [`Model::parse`](adcorda_formats::Model::parse), the arena by [`Session::new`], the pixels by [`Image`]'s constructors. So
 //! [`Session::run`] returns logits, not a `Result`.
 
 use core::fmt;
@@ -39,7 +39,7 @@ impl<'m> Session<'m> {
     pub fn run(&mut self, image: Image<'_>, observer: &mut (impl Observer + ?Sized)) -> Logits<'_> {
         let model = self.model;
         if let Some(codes) = self.arena.get_mut(range(model.input())) {
-            kernels::input_table(image.pixels, model.input_table(), codes);
+            image.write_codes(model.input_table(), codes);
             observer.input(codes);
         }
         for ((index, layer), output) in model.layers().enumerate().zip(model.tensors().iter().skip(1)) {

@@ -17,7 +17,7 @@ mod subsample;
 pub(crate) use add::add;
 pub(crate) use avg_pool::avg_pool;
 pub(crate) use conv2d::conv2d;
-pub(crate) use input_table::input_table;
+pub(crate) use input_table::{input_table, rgb565_be, rgb565_le, uyvy, yuyv};
 pub(crate) use max_pool::max_pool;
 pub(crate) use subsample::subsample;
 

@@ -1,5 +1,6 @@
 //! The runtime through its public interface: models are written, parsed and run.
 
+mod image;
 mod net;
 mod operators;
 mod session;
