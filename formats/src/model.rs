@@ -70,6 +70,11 @@ impl<'a> Model<'a> {
         self.labels.clone()
     }
 
+    /// Name of one class, or `None` past the last. Walks the labels before it.
+    pub fn label(&self, class: usize) -> Option<&'a str> {
+        self.labels().nth(class)
+    }
+
     /// Number of classes, logits and labels.
     pub fn classes(&self) -> usize {
         self.labels.left

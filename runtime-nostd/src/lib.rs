@@ -47,11 +47,11 @@
 //!
 //! let logits = session.run(Image::new(&model, &[100, 200])?, &mut ());
 //! assert_eq!(logits.iter().collect::<Vec<_>>(), [-28, 72]);
-//! assert_eq!(model.labels().nth(logits.top1()), Some("right"));
+//! assert_eq!(model.label(logits.top1()), Some("right"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! To see inside of a run (checksums, cycle counts, profiles), pass an [`Observer`] instead of `()`.
+//! To see inside of a run, pass an [`Observer`] instead of `()`: a [`Profile`] counts cycles layer by layer.
 #![no_std]
 #![deny(unsafe_code)]
 #![deny(clippy::float_arithmetic)]
@@ -59,10 +59,14 @@
 mod image;
 mod isa;
 mod kernels;
+mod profile;
 mod requantize;
 mod session;
 
 pub use adcorda_formats as formats;
+/// Collections of bounded size, in which results come.
+pub use heapless;
 pub use image::{Image, ImageMismatch, ImageSize, PixelFormat};
 pub use isa::{Isa, Path, path};
-pub use session::{ArenaTooSmall, Logits, Observer, Session};
+pub use profile::Profile;
+pub use session::{ArenaTooSmall, ClassScore, Logits, Observer, Session};

@@ -219,6 +219,39 @@ impl<'s> Logits<'s> {
         }
         best.0
     }
+
+    /// The `K` classes with the largest scores, or all where there are fewer: the largest first, of equal ones the lower class.
+    ///
+    /// ```
+    /// # fn show(model: &adcorda_runtime::formats::Model, logits: adcorda_runtime::Logits) {
+    /// for guess in logits.top_k::<3>() {
+    ///     println!("{} {}", guess.score, model.label(guess.class).unwrap_or_default());
+    /// }
+    /// # }
+    /// ```
+    pub fn top_k<const K: usize>(self) -> heapless::Vec<ClassScore, K> {
+        let mut best: heapless::Vec<ClassScore, K> = heapless::Vec::new();
+        for (class, score) in self.iter().enumerate() {
+            let rank = best.iter().position(|kept| kept.score < score).unwrap_or(best.len());
+            if rank < K {
+                if best.is_full() {
+                    best.pop();
+                }
+                // There is room now, and `rank` is the length at most.
+                let _ = best.insert(rank, ClassScore { class, score });
+            }
+        }
+        best
+    }
+}
+
+/// A class and its score, see [`Logits`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassScore {
+    /// Index of the class, as for [`Model::label`].
+    pub class: usize,
+    /// Its logit.
+    pub score: i32,
 }
 
 impl fmt::Debug for Logits<'_> {

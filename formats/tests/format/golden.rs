@@ -43,6 +43,7 @@ fn accessors_give_what_was_written() {
     assert_eq!((model.classes(), model.arena_bytes()), (3, 155));
     assert_eq!((model.input().channels, model.output().element), (3, Element::I32));
     assert_eq!(model.labels().collect::<Vec<_>>(), ["plane", "car", "oiseau à ailes"]);
+    assert_eq!((model.label(2), model.label(3)), (Some("oiseau à ailes"), None));
     assert_eq!((model.layers().len(), model.tensors().len()), (9, 10));
     assert_eq!(model.layer(8).unwrap().name, "fc2");
     assert_eq!(model.layer(8).unwrap().scratch, Scratch { offset: 0, bytes: 5 });

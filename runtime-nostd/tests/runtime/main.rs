@@ -3,4 +3,5 @@
 mod image;
 mod net;
 mod operators;
+mod profile;
 mod session;

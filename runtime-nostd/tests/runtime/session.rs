@@ -2,7 +2,7 @@
 
 use crate::net::{FILL, Net, Random, Room, Rows, run, run_pixels};
 use adcorda_runtime::formats::{Model, Op, Order, Width, Window};
-use adcorda_runtime::{ArenaTooSmall, Image, ImageSize, Session};
+use adcorda_runtime::{ArenaTooSmall, ClassScore, Image, ImageSize, Logits, Session};
 
 /// `2 x 3 x 2` pixels to as many classes as there are biases, with weights of zero.
 fn biases(bias: &[i32]) -> Vec<u8> {
@@ -81,6 +81,42 @@ fn logits_are_the_accumulators_and_the_first_of_equal_ones_wins() {
         assert_eq!(logits.get(bias.len()), None);
         assert_eq!(logits.top1(), top1, "{bias:?}");
         assert_eq!(format!("{logits:?}"), format!("{bias:?}"));
+    }
+}
+
+/// The definition: sort all of them, keep the first `K`.
+fn assert_top_k<const K: usize>(logits: Logits<'_>) {
+    let mut sorted: Vec<ClassScore> = (0..logits.len())
+        .map(|class| ClassScore {
+            class,
+            score: logits.get(class).unwrap(),
+        })
+        .collect();
+    sorted.sort_by_key(|kept| (std::cmp::Reverse(kept.score), kept.class));
+    sorted.truncate(K);
+    assert_eq!(logits.top_k::<K>()[..], sorted);
+}
+
+#[test]
+fn top_k_is_sorted_and_the_first_of_equal_ones_leads() {
+    let mut random = Random::new(0x109);
+    for classes in 1..40 {
+        // Few values, so that there are ties, and the ends of the range.
+        let bias: Vec<i32> = (0..classes).map(|_| i32::from(random.code()) / 60 * 1_000_000_000).collect();
+        let file = biases(&bias);
+        let model = Model::parse(&file).unwrap();
+        let mut arena = vec![FILL; model.arena_bytes()];
+        let mut session = Session::new(&model, &mut arena).unwrap();
+        let logits = session.run(Image::new(&model, &[0; 12]).unwrap(), &mut ());
+        assert_top_k::<0>(logits);
+        assert_top_k::<1>(logits);
+        assert_top_k::<5>(logits);
+        assert_top_k::<39>(logits);
+        assert_top_k::<64>(logits);
+        let [first] = logits.top_k::<1>().into_array().unwrap();
+        assert_eq!(first.class, logits.top1());
+        assert_eq!(model.label(first.class), Some(format!("class{}", first.class).as_str()));
+        assert_eq!(model.label(classes), None);
     }
 }
 
