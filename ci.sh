@@ -10,13 +10,14 @@
 #   ./ci.sh ndarray      the ndarray backend agrees with flex
 #   ./ci.sh cuda-check   type-checks the CUDA backend; needs no GPU
 #   ./ci.sh demo         the demo in release, with parity in QEMU
-#   ./ci.sh record       measures instructions, model cycles and code sizes anew: benches/, docs/PERFORMANCE.md (not part of test)
+#   ./ci.sh record       measures instructions, model cycles and sizes anew: benches/, docs/PERFORMANCE.md, docs/FIRMWARE.md (not part of test)
 #   ./ci.sh help         this text
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 targets=(thumbv7em-none-eabihf thumbv7m-none-eabi thumbv6m-none-eabi thumbv8m.main-none-eabihf)
 firmwares=(examples/qemu)
+boards=(nrf52840-dk rp2040-pico rp2350-pico2 stm32f411-nucleo stm32h743-nucleo stm32u575-nucleo)
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -42,7 +43,7 @@ setup() {
 fmt() {
   say "fmt"
   cargo fmt --all --check
-  for firmware in "${firmwares[@]}"; do (cd "$firmware" && cargo fmt --all --check); done
+  for firmware in "${firmwares[@]}" examples; do (cd "$firmware" && cargo fmt --all --check); done
 }
 
 clippy() {
@@ -52,6 +53,9 @@ clippy() {
     for board in "$firmware"/boards/*.toml; do
       (cd "$firmware" && env -u CARGO_TARGET_DIR cargo clippy --locked --release --config "boards/${board##*/}" -- -D warnings)
     done
+  done
+  for board in "${boards[@]}"; do
+    (cd "examples/$board" && env -u CARGO_TARGET_DIR cargo clippy --locked --release -- -D warnings)
   done
 }
 
@@ -85,11 +89,11 @@ demo() {
 
 record() {
   say "record"
-  ADCORDA_RECORD=1 REQUIRE_QEMU=1 cargo test --locked -p adcorda-tests --test instructions
+  ADCORDA_RECORD=1 REQUIRE_QEMU=1 cargo test --locked -p adcorda-tests --test instructions --test boards
   benches/cycles/run.sh
   benches/size/run.sh
   cargo run --quiet --locked -p adcorda-tests --bin performance
-  git --no-pager diff --stat -- benches docs/PERFORMANCE.md
+  git --no-pager diff --stat -- benches docs
 }
 
 help() { sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }

@@ -23,6 +23,9 @@ const BOARDS: [&str; 6] = [
     "mps3-an547",
 ];
 
+/// Where a model file has its version, by `FORMAT.md`.
+const VERSION_AT: usize = 8;
+
 /// QEMU, or a reason to do without: where it must be there, its absence is a failure.
 fn has_qemu() -> bool {
     let found = Command::new("qemu-system-arm").arg("--version").output().is_ok();
@@ -103,6 +106,26 @@ fn every_board_runs_its_project_to_pass() {
         "{text}"
     );
     assert!(!text.contains("PASS"), "{text}");
+
+    // Images of another model, and a model that the runtime is too old for.
+    let project = folder.path().join("mps2-an385");
+    let (source, file) = (project.join("src/model.rs"), project.join("src/model.adq"));
+    let (text, mut bytes) = (fs::read_to_string(&source).unwrap(), fs::read(&file).unwrap());
+    fs::write(
+        &source,
+        text.replace("INPUT_CHANNELS: usize = 3", "INPUT_CHANNELS: usize = 1"),
+    )
+    .unwrap();
+    let (said, success) = run(&project, &target);
+    assert!(
+        !success && said.contains("samples.rs is of another model than model.rs"),
+        "{said}"
+    );
+    fs::write(&source, &text).unwrap();
+    bytes[VERSION_AT] += 1;
+    fs::write(&file, &bytes).unwrap();
+    let (said, success) = run(&project, &target);
+    assert!(!success && said.contains("newer"), "{said}");
 
     // A stack that is too small is not left to chance: the linker says so.
     let memory = folder.path().join("mps2-an386/memory.x");

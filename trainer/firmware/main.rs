@@ -77,7 +77,7 @@ fn run(arena: &mut [u8]) -> Result<Option<(usize, usize)>, Failed> {
 }
 
 /// The class of one image: `pixels` row by row, channels innermost, as a camera gives them.
-fn classify(session: &mut Session<'_>, pixels: &[u8], expected: &[i32; model::CLASSES]) -> Result<usize, Failed> {
+fn classify(session: &mut Session<'_>, pixels: &[u8], expected: &[i32]) -> Result<usize, Failed> {
     let image = Image::new(session.model(), pixels).map_err(failed)?;
     let logits = session.run(image, &mut ());
     for (class, (found, expected)) in logits.iter().zip(expected).enumerate() {

@@ -31,17 +31,17 @@ pub enum Board {
     Stm32f030,
     /// ST STM32F405RG; its 64 KiB of core-coupled RAM lie apart and do not count.
     Stm32f405,
-    /// ST STM32F411RE.
+    /// ST NUCLEO-F411RE.
     Stm32f411,
-    /// ST STM32H743ZI; of 1 MiB of RAM the AXI bank.
+    /// ST NUCLEO-H743ZI2; of 1 MiB of RAM the AXI bank.
     Stm32h743,
-    /// ST STM32U575ZI; SRAM1 to SRAM3.
+    /// ST NUCLEO-U575ZI-Q; SRAM1 to SRAM3.
     Stm32u575,
-    /// Nordic nRF52840.
+    /// Nordic nRF52840-DK.
     Nrf52840,
-    /// Raspberry Pi RP2040 with 2 MiB of external flash, as on the Pico.
+    /// Raspberry Pi Pico: RP2040 with 2 MiB of external flash.
     Rp2040,
-    /// Raspberry Pi RP2350 with 4 MiB of external flash, as on the Pico 2.
+    /// Raspberry Pi Pico 2: RP2350 with 4 MiB of external flash.
     Rp2350,
 }
 
@@ -81,9 +81,8 @@ impl Board {
     /// [`ErrorKind::Usage`], listing the names there are.
     pub fn from_name(name: &str) -> Result<Self> {
         Board::ALL.into_iter().find(|board| board.name() == name).ok_or_else(|| {
-            let names: Vec<&str> = Board::ALL.iter().map(|board| board.name()).collect();
             Error::new(ErrorKind::Usage, format!("no board is called {name:?}"))
-                .remedy(format!("give one of {}", names.join(", ")))
+                .remedy(format!("give one of {}", Board::names(|_| true)))
         })
     }
 
@@ -123,6 +122,19 @@ impl Board {
         self.facts().qemu_machine
     }
 
+    /// The boards that QEMU emulates, by name and with commas, as remedies list them.
+    pub fn emulated() -> String {
+        Board::names(|board| board.qemu_machine().is_some())
+    }
+
+    /// Names of the boards for which `which` holds, with commas.
+    pub(crate) fn names(which: impl Fn(Board) -> bool) -> String {
+        let names: Vec<&str> = (Board::ALL.into_iter().filter(|&board| which(board)))
+            .map(Board::name)
+            .collect();
+        names.join(", ")
+    }
+
     /// Checks that so many bytes of flash and RAM are there. The caller says what is in them: a model file and its arena alone
     /// leave out the program and its stack.
     ///
@@ -140,15 +152,11 @@ impl Board {
         if short.is_empty() {
             return Ok(());
         }
-        let larger: Vec<&str> = Board::ALL
-            .iter()
-            .filter(|board| board.flash_bytes() >= flash_bytes && board.ram_bytes() >= ram_bytes)
-            .map(|board| board.name())
-            .collect();
+        let larger = Board::names(|board| board.flash_bytes() >= flash_bytes && board.ram_bytes() >= ram_bytes);
         let remedy = if larger.is_empty() {
             "take fewer bits a weight or a smaller network; no board known here has room for it".to_owned()
         } else {
-            format!("take fewer bits a weight, a smaller network, or one of {}", larger.join(", "))
+            format!("take fewer bits a weight, a smaller network, or one of {larger}")
         };
         Err(Error::new(ErrorKind::Board, format!("{self}: {}", short.join("; "))).remedy(remedy))
     }
@@ -191,12 +199,12 @@ impl Board {
             Board::Mps3An547 => facts("mps3-an547", "Cortex-M55", V81, [512, 4096], Some("mps3-an547")),
             Board::Stm32f030 => facts("stm32f030", "Cortex-M0", V6, [16, 4], None),
             Board::Stm32f405 => facts("stm32f405", "Cortex-M4", V7E, [1024, 128], None),
-            Board::Stm32f411 => facts("stm32f411", "Cortex-M4", V7E, [512, 128], None),
-            Board::Stm32h743 => facts("stm32h743", "Cortex-M7", V7E, [2048, 512], None),
-            Board::Stm32u575 => facts("stm32u575", "Cortex-M33", V8, [2048, 768], None),
-            Board::Nrf52840 => facts("nrf52840", "Cortex-M4", V7E, [1024, 256], None),
-            Board::Rp2040 => facts("rp2040", "Cortex-M0+", V6, [2048, 264], None),
-            Board::Rp2350 => facts("rp2350", "Cortex-M33", V8, [4096, 520], None),
+            Board::Stm32f411 => facts("stm32f411-nucleo", "Cortex-M4", V7E, [512, 128], None),
+            Board::Stm32h743 => facts("stm32h743-nucleo", "Cortex-M7", V7E, [2048, 512], None),
+            Board::Stm32u575 => facts("stm32u575-nucleo", "Cortex-M33", V8, [2048, 768], None),
+            Board::Nrf52840 => facts("nrf52840-dk", "Cortex-M4", V7E, [1024, 256], None),
+            Board::Rp2040 => facts("rp2040-pico", "Cortex-M0+", V6, [2048, 264], None),
+            Board::Rp2350 => facts("rp2350-pico2", "Cortex-M33", V8, [4096, 520], None),
         }
     }
 }
@@ -248,8 +256,8 @@ mod tests {
             let error = board.fits(flash, ram).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Board);
             let text = error.to_string();
-            assert!(text.starts_with("stm32f411: ") && text.contains(said), "{text}");
-            assert!(text.contains("nrf52840"), "a larger board is named: {text}");
+            assert!(text.starts_with("stm32f411-nucleo: ") && text.contains(said), "{text}");
+            assert!(text.contains("nrf52840-dk"), "a larger board is named: {text}");
         }
         let both = board.fits(usize::MAX, usize::MAX).unwrap_err().to_string();
         assert!(both.contains("flash") && both.contains("RAM"), "{both}");

@@ -11,6 +11,7 @@ pub mod checkpoint;
 mod convolution;
 pub mod data;
 pub mod device;
+pub mod elf;
 pub mod error;
 pub mod eval;
 pub mod experiment;

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::board::Board;
 use crate::data::Dataset;
+use crate::elf::Sizes;
 use crate::export::parse;
 use crate::inspect::operation;
 use crate::{Error, ErrorKind, Result, file};
@@ -326,10 +327,8 @@ impl Firmware {
     /// compiler's target are missing, with the one line to type.
     pub fn locate(board: Board) -> Result<Self> {
         let Some(machine) = board.qemu_machine() else {
-            let emulated = Board::ALL.iter().filter(|board| board.qemu_machine().is_some());
-            let emulated: Vec<&str> = emulated.map(|board| board.name()).collect();
             return Err(Error::new(ErrorKind::Board, format!("{board} cannot be emulated"))
-                .remedy(format!("give one of {}", emulated.join(", "))));
+                .remedy(format!("give one of {}", Board::emulated())));
         };
         find_qemu()?;
         let elf = match std::env::var_os("ADCORDA_FIRMWARE") {
@@ -338,7 +337,11 @@ impl Firmware {
         };
         // QEMU is started in another folder.
         let elf = elf.canonicalize().map_err(|cause| Error::io("read", &elf, cause))?;
-        let Some((flash_bytes, ram_bytes)) = elf_sizes(&file::read(&elf)?) else {
+        // Its buffers, which are in `.uninit`, are for any model: they count as neither.
+        let Some(Sizes {
+            flash_bytes, ram_bytes, ..
+        }) = Sizes::of(&file::read(&elf)?)
+        else {
             return Err(
                 Error::new(ErrorKind::Toolchain, format!("{}: not a 32-bit ELF file", elf.display()))
                     .remedy("build examples/qemu anew, or let ADCORDA_FIRMWARE name what was built there"),
@@ -489,18 +492,20 @@ fn find_qemu() -> Result<()> {
     found.map(|_| ()).map_err(missing_qemu)
 }
 
+/// The line that installs QEMU.
+pub(crate) const INSTALL: &str = if cfg!(target_os = "macos") {
+    "brew install qemu"
+} else {
+    "sudo apt-get install --no-install-recommends qemu-system-arm"
+};
+
 fn missing_qemu(cause: std::io::Error) -> Error {
     let message = if cause.kind() == IoErrorKind::NotFound {
         "qemu-system-arm is not installed".to_owned()
     } else {
         format!("cannot run qemu-system-arm: {cause}")
     };
-    let line = if cfg!(target_os = "macos") {
-        "brew install qemu"
-    } else {
-        "sudo apt-get install --no-install-recommends qemu-system-arm"
-    };
-    Error::new(ErrorKind::Toolchain, message).remedy(line)
+    Error::new(ErrorKind::Toolchain, message).remedy(INSTALL)
 }
 
 /// Builds the firmware for a board; cargo does nothing where nothing has changed. The board's file among the sources says for which
@@ -574,34 +579,6 @@ fn build(board: Board) -> Result<PathBuf> {
     }
     let folder = sources.join("target").join(board.name()).join(target);
     Ok(folder.join("release").join(FIRMWARE))
-}
-
-/// Flash and RAM bytes of a 32-bit little-endian ELF file, by its sections: flash is what is loaded, RAM what is writable. `.uninit`,
-/// where the firmware has its buffers, counts as neither.
-fn elf_sizes(elf: &[u8]) -> Option<(usize, usize)> {
-    const NOBITS: usize = 8;
-    const WRITE: usize = 1;
-    const ALLOC: usize = 2;
-    let u16_at = |at: usize| Some(usize::from(u16::from_le_bytes(elf.get(at..at + 2)?.try_into().ok()?)));
-    let u32_at = |at: usize| usize::try_from(u32::from_le_bytes(elf.get(at..at.checked_add(4)?)?.try_into().ok()?)).ok();
-    if elf.get(..6)? != b"\x7fELF\x01\x01" {
-        return None;
-    }
-    let (table, entry_bytes, count, names) = (u32_at(32)?, u16_at(46)?, u16_at(48)?, u16_at(50)?);
-    let section = |i: usize| table.checked_add(i * entry_bytes);
-    let names = u32_at(section(names)?.checked_add(16)?)?;
-    let (mut flash, mut ram) = (0, 0);
-    for i in 0..count {
-        let at = section(i)?;
-        let name = elf.get(names.checked_add(u32_at(at)?)?..)?;
-        let (kind, flags, size) = (u32_at(at + 4)?, u32_at(at + 8)?, u32_at(at + 20)?);
-        if flags & ALLOC == 0 || name.starts_with(b".uninit\0") {
-            continue;
-        }
-        flash += if kind == NOBITS { 0 } else { size };
-        ram += if flags & WRITE == 0 { 0 } else { size };
-    }
-    Some((flash, ram))
 }
 
 /// Reads what the firmware prints; see its `main.rs`.
@@ -751,17 +728,5 @@ mod tests {
             .unwrap();
         assert!(status.success());
         assert_eq!(stdout, "done\n");
-    }
-
-    #[test]
-    fn sizes_of_damaged_elf_files_are_none_and_no_panic() {
-        assert_eq!(elf_sizes(b""), None);
-        assert_eq!(elf_sizes(b"\x7fELF\x02\x01"), None);
-        let mut elf = b"\x7fELF\x01\x01".to_vec();
-        elf.resize(64, 0xff);
-        for length in 0..elf.len() {
-            assert_eq!(elf_sizes(&elf[..length]), None);
-        }
-        assert_eq!(elf_sizes(&elf), None);
     }
 }

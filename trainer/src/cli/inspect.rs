@@ -12,7 +12,7 @@ use super::{print, to_json};
 
 /// Show a model file: layers, bytes, operations, arena, boards it fits.
 #[derive(Args)]
-#[command(after_help = "Example: adcorda inspect model.adq --board stm32f411")]
+#[command(after_help = "Example: adcorda inspect model.adq --board stm32f411-nucleo")]
 pub struct Inspect {
     /// A .adq file
     model: PathBuf,

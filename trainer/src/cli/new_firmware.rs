@@ -10,13 +10,13 @@ use clap::Args;
 
 use super::{load_data, print, to_json};
 
-/// Make a firmware project around a model, which proves itself in QEMU with `cargo run --release`.
+/// Make a firmware project around a model, which proves itself in QEMU or on a board with `cargo run --release`.
 #[derive(Args)]
 #[command(
     after_help = "Example: adcorda new-firmware model.adq firmware --board mps2-an386 --data cifar10:data --images 8\n         \
 cd firmware && cargo run --release   (ends with PASS, and top-1 on the images)\n\n\
 The project holds the model, the images, what the host computed of them, a main.rs to go on from, the linker's memory map, a\n\
-runner for QEMU and a GitHub workflow. It depends on the runtime of the checkout that this program was built in, or, where\n\
+runner (QEMU, or probe-rs for boards to flash) and a GitHub workflow. It depends on the runtime of the checkout that this program was built in, or, where\n\
 that is gone, on the published version."
 )]
 pub struct NewFirmware {
@@ -24,8 +24,9 @@ pub struct NewFirmware {
     model: PathBuf,
     /// The project's folder, which is made
     folder: PathBuf,
-    /// mps2-an386 (Cortex-M4), mps2-an385 (M3), mps2-an385-m0 (M0 code on an M3), mps2-an500 (M7), mps2-an505 (M33) or
-    /// mps3-an547 (M55)
+    /// In QEMU: mps2-an386 (Cortex-M4), mps2-an385 (M3), mps2-an385-m0 (M0 code on an M3), mps2-an500 (M7), mps2-an505 (M33),
+    /// mps3-an547 (M55). To flash: stm32f411-nucleo, nrf52840-dk (M4), stm32h743-nucleo (M7), stm32u575-nucleo, rp2350-pico2 (M33),
+    /// rp2040-pico (M0+)
     #[arg(long, default_value = "mps2-an386", value_name = "NAME")]
     board: String,
     /// cifar10:DIR, cifar100:DIR or synthetic: its first test images go into the firmware [default: noise, without labels]
@@ -47,6 +48,9 @@ impl NewFirmware {
             .transpose()?;
         let samples = set.as_ref().map_or(Samples::Noise(self.images), Samples::Images);
         let made = new_firmware(&self.model, board, &samples, &self.folder)?;
+        for missing in &made.missing {
+            eprintln!("warning: {missing}");
+        }
         let folder = made.folder.display();
         print(
             self.json,

@@ -1,22 +1,27 @@
-//! A firmware project around a model: everything that `cargo run --release` needs to build it, start it in QEMU and prove, on
-//! images inside it, that the board computes what the host did.
+//! A firmware project around a model: everything that `cargo run --release` needs to build it, start it in QEMU or flash it to a board,
+//! and prove, on images inside it, that the board computes what the host did.
 //!
-//! The templates lie in `firmware/`; memory maps and the measure of the stack are those of `examples/qemu`, so there is one of each.
-//! Only boards that QEMU emulates: nothing is written that was never run.
+//! What depends on the board is in [`template`]: programs for QEMU lie in `firmware/`, those for boards in `examples`, where they are built
+//! as they are. There is one of each file.
 
+mod template;
+
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use adcorda_formats::{Model, Op, Width};
 use rand_chacha::rand_core::RngCore;
 use serde::Serialize;
 
+use self::template::Template;
 use crate::board::Board;
 use crate::data::Dataset;
 use crate::data::batch::{Purpose, rng};
 use crate::export::{parse, source};
 use crate::file::{self, write_atomic};
-use crate::qemu::host_trace;
+use crate::qemu::{self, host_trace};
 use crate::{Error, ErrorKind, Result};
 
 /// Flash of a project's own code: kernels of all widths, parser with its messages, and what prints. Rounded up; before the build
@@ -46,6 +51,8 @@ pub struct NewFirmware {
     pub arena_bytes: usize,
     /// Where the runtime comes from: a folder, or the version that is published.
     pub runtime: String,
+    /// What `cargo run` will need there and this machine has not, each with the line that installs it.
+    pub missing: Vec<String>,
 }
 
 /// Images to put into the firmware, and their labels where they have any.
@@ -60,22 +67,16 @@ pub enum Samples<'a> {
 /// Writes a project for `board` around the model file `model` to `folder`, which is made: all of it, or nothing.
 ///
 /// # Errors
-/// [`ErrorKind::Usage`] where `folder` has something in it, or no image is asked for; [`ErrorKind::Board`] where QEMU does not
-/// emulate the board or it has too little flash or RAM, in numbers; [`ErrorKind::Model`] for the file; [`ErrorKind::Data`] where
+/// [`ErrorKind::Usage`] where `folder` has something in it, or no image is asked for; [`ErrorKind::Board`] where nobody wrote a
+/// program for the board or it has too little flash or RAM, in numbers; [`ErrorKind::Model`] for the file; [`ErrorKind::Data`] where
 /// images or labels are not the model's; [`ErrorKind::Io`].
 pub fn new_firmware(model: &Path, board: Board, samples: &Samples, folder: &Path) -> Result<NewFirmware> {
-    let Some(machine) = board.qemu_machine() else {
-        let emulated: Vec<&str> = (Board::ALL.iter().filter(|board| board.qemu_machine().is_some()))
-            .map(|board| board.name())
-            .collect();
-        return Err(Error::new(
-            ErrorKind::Board,
-            format!("there is no project for {board}: nothing was run on it"),
-        )
-        .remedy(format!(
-            "give one of {}, and take main.rs and model.rs from there",
-            emulated.join(", ")
-        )));
+    let Some(template) = Template::of(board) else {
+        let others = Board::names(|board| Template::of(board).is_some());
+        return Err(
+            Error::new(ErrorKind::Board, format!("there is no program for {board}: nobody wrote one"))
+                .remedy(format!("give one of {others}, and change its board.rs and memory.x")),
+        );
     };
     if std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) || folder.is_file() {
         return Err(Error::new(ErrorKind::Usage, format!("{} is there already", folder.display()))
@@ -98,22 +99,17 @@ pub fn new_firmware(model: &Path, board: Board, samples: &Samples, folder: &Path
         .prefix(file::TEMPORARY)
         .tempdir_in(parent)
         .map_err(|cause| Error::io("write to", parent, cause))?;
-    let text = |text: String| text.into_bytes();
-    let files: [(&str, Vec<u8>); 13] = [
-        ("Cargo.toml", text(manifest(&name, &parsed, &runtime))),
-        (".cargo/config.toml", text(cargo_config(board, machine))),
-        (".github/workflows/firmware.yml", text(workflow(board))),
-        (".gitignore", b"/target\n".to_vec()),
-        ("README.md", text(readme(&name, board, &parsed, &samples))),
-        ("build.rs", include_bytes!("../firmware/build.rs").to_vec()),
-        ("memory.x", text(format!("{}{}", memory(board), stack_check()))),
-        ("src/main.rs", include_bytes!("../firmware/main.rs").to_vec()),
-        ("src/stack.rs", include_bytes!("../../examples/qemu/src/stack.rs").to_vec()),
-        ("src/model.rs", text(source::generate(&parsed, bytes.len(), "model.adq"))),
-        ("src/model.adq", bytes.clone()),
-        ("src/samples.rs", text(samples.source())),
-        ("src/samples.bin", samples.pixels.clone()),
+    let mut files: Vec<(&str, Cow<[u8]>)> = vec![
+        (
+            "src/model.rs",
+            source::generate(&parsed, bytes.len(), "model.adq").into_bytes().into(),
+        ),
+        ("src/model.adq", bytes.as_slice().into()),
+        ("src/samples.rs", samples.source().into_bytes().into()),
+        ("src/samples.bin", samples.pixels.as_slice().into()),
     ];
+    let own = template.files(&name, board, &parsed, &samples, &runtime);
+    files.extend(own.into_iter().map(|(name, content)| (name, content.into_bytes().into())));
     for (name, content) in &files {
         let path = temporary.path().join(name);
         if let Some(folder) = path.parent() {
@@ -138,7 +134,28 @@ pub fn new_firmware(model: &Path, board: Board, samples: &Samples, folder: &Path
         flash_bytes,
         arena_bytes: parsed.arena_bytes(),
         runtime: runtime.to_string(),
+        missing: missing_tools(board),
     })
+}
+
+/// What this machine lacks to build and run a project for `board`: the compiler's target, QEMU or probe-rs.
+fn missing_tools(board: Board) -> Vec<String> {
+    let said = |program: &str, arguments: &[&str]| Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    let target = board.target();
+    let library = said("rustc", &["--print", "target-libdir", "--target", target]);
+    let has_target = library.is_ok_and(|library| Path::new(String::from_utf8_lossy(&library.stdout).trim()).is_dir());
+    let (program, line) = match board.qemu_machine() {
+        Some(_) => ("qemu-system-arm", qemu::INSTALL),
+        None => ("probe-rs", "https://probe.rs/docs/getting-started/installation"),
+    };
+    let mut missing = Vec::new();
+    if !has_target {
+        missing.push(format!("the compiler lacks the target {target}: rustup target add {target}"));
+    }
+    if said(program, &["--version"]).is_err() {
+        missing.push(format!("{program} is not installed: {line}"));
+    }
+    missing
 }
 
 /// Images as they go into the firmware, with what the host makes of them.
@@ -199,12 +216,16 @@ impl Embedded {
         let mut text = format!(
             "// Written by `adcorda new-firmware`. Not meant to be edited.\n\n\
              use crate::model::{{CLASSES, INPUT_BYTES}};\n\n\
+             const _: () = assert!(\n    INPUT_BYTES == {bytes} && CLASSES == {classes},\n    \
+             \"samples.rs is of another model than model.rs: make both anew with `adcorda new-firmware`\"\n);\n\n\
              /// Number of images.\npub const COUNT: usize = {count};\n\n\
              /// The images, one after the other.\n\
-             pub static PIXELS: &[u8; COUNT * INPUT_BYTES] = include_bytes!(\"samples.bin\");\n\n\
-             /// Class of each image, where it is known.\npub static LABELS: [Option<usize>; COUNT] = {:?};\n\n\
-             /// What the host's runtime made of each image.\npub static LOGITS: [[i32; CLASSES]; COUNT] = [\n",
-            self.labels
+             pub static PIXELS: &[u8] = include_bytes!(\"samples.bin\");\n\n\
+             /// Class of each image, where it is known.\npub static LABELS: [Option<usize>; COUNT] = {labels:?};\n\n\
+             /// What the host's runtime made of each image.\npub static LOGITS: [[i32; {classes}]; COUNT] = [\n",
+            bytes = self.pixels.len() / count,
+            classes = self.logits[0].len(),
+            labels = self.labels,
         );
         for logits in &self.logits {
             let _ = writeln!(text, "    {logits:?},");
@@ -286,152 +307,6 @@ fn features(model: &Model<'_>) -> Vec<&'static str> {
     features
 }
 
-fn manifest(name: &str, model: &Model<'_>, runtime: &Runtime) -> String {
-    format!(
-        r#"[package]
-name = "{name}"
-description = "Firmware that classifies images with the model {model}"
-version = "0.1.0"
-edition = "2024"
-publish = false
-
-# A workspace of its own, wherever it lies.
-[workspace]
-
-[dependencies]
-# Of the fast kernels, those of this model's widths: 8 bits always, and {features:?}.
-adcorda-runtime = {{ {runtime}, default-features = false, features = {features:?} }}
-cortex-m = {{ version = "0.7.7", features = ["inline-asm", "critical-section-single-core"] }}
-cortex-m-rt = "0.7.5"
-semihosting = {{ version = "0.1.25", features = ["stdio"] }}
-
-[[bin]]
-name = "{name}"
-test = false
-bench = false
-
-[profile.release]
-opt-level = 3
-lto = true
-codegen-units = 1
-panic = "abort"
-debug = "line-tables-only"
-
-# The inner loops are assembly; the rest of the runtime is a third smaller this way.
-[profile.release.package.adcorda-runtime]
-opt-level = "s"
-
-[profile.dev]
-opt-level = 1
-panic = "abort"
-"#,
-        model = model.name().escape_default(),
-        features = features(model),
-        runtime = runtime.key(),
-    )
-}
-
-/// What the compiler must be told beside the target to use all of the core.
-fn compiler_flags(board: Board) -> Option<&'static str> {
-    match board {
-        Board::Mps2An505 => Some("-Ctarget-cpu=cortex-m33"),
-        Board::Mps3An547 => Some("-Ctarget-cpu=cortex-m55"),
-        Board::Mps2An386
-        | Board::Mps2An385
-        | Board::Mps2An385M0
-        | Board::Mps2An500
-        | Board::Stm32f030
-        | Board::Stm32f405
-        | Board::Stm32f411
-        | Board::Stm32h743
-        | Board::Stm32u575
-        | Board::Nrf52840
-        | Board::Rp2040
-        | Board::Rp2350 => None,
-    }
-}
-
-fn cargo_config(board: Board, machine: &str) -> String {
-    let (core, target) = (board.core(), board.target());
-    let flags = compiler_flags(board).map_or(String::new(), |flags| format!("rustflags = [{flags:?}]\n"));
-    format!(
-        "# {board}: {core}.\n[build]\ntarget = {target:?}\n{flags}\n[target.{target}]\n\
-         runner = \"qemu-system-arm -M {machine} -nographic -monitor none -serial none \
-         -semihosting-config enable=on,target=native -kernel\"\n"
-    )
-}
-
-fn workflow(board: Board) -> String {
-    format!(
-        r#"# Builds the firmware and runs it in QEMU: fails where one logit is not the host's.
-name: firmware
-on: [push, pull_request]
-jobs:
-  qemu:
-    runs-on: ubuntu-latest
-    steps:
-      - uses: actions/checkout@v4
-      - run: rustup target add {target}
-      - run: sudo apt-get update && sudo apt-get install -y --no-install-recommends qemu-system-arm
-      - run: cargo run --release
-"#,
-        target = board.target()
-    )
-}
-
-/// The linker's memory map.
-fn memory(board: Board) -> &'static str {
-    match board {
-        Board::Mps2An505 => include_str!("../../examples/qemu/memory/mps2-an505.x"),
-        Board::Mps3An547 => include_str!("../../examples/qemu/memory/mps3-an547.x"),
-        Board::Mps2An386 | Board::Mps2An385 | Board::Mps2An385M0 | Board::Mps2An500 => {
-            include_str!("../../examples/qemu/memory/mps2.x")
-        }
-        Board::Stm32f030
-        | Board::Stm32f405
-        | Board::Stm32f411
-        | Board::Stm32h743
-        | Board::Stm32u575
-        | Board::Nrf52840
-        | Board::Rp2040
-        | Board::Rp2350 => unreachable!("no project is written for a board that QEMU does not emulate"),
-    }
-}
-
-/// Makes the linker refuse a program with too little stack, which would otherwise overwrite the arena without a word.
-fn stack_check() -> String {
-    format!(
-        "\n/* Between the statics, of which the arena is the largest, and the top of RAM. */\n\
-         ASSERT(_stack_start - _stack_end >= {STACK_BYTES}, \"less than {STACK_BYTES} bytes of RAM are left for the stack: \
-         take a board with more RAM or a model with a smaller arena\");\n"
-    )
-}
-
-fn readme(name: &str, board: Board, model: &Model<'_>, samples: &Embedded) -> String {
-    let input = model.input();
-    format!(
-        "# {name}\n\n\
-         Firmware for `{board}` ({core} in QEMU) around the model `{model}`: images of {height} x {width} x {channels}, {classes} classes, \
-         {arena} bytes of arena.\n\n\
-         ```sh\nrustup target add {target}\nsudo apt-get install --no-install-recommends qemu-system-arm\ncargo run --release\n```\n\n\
-         It classifies the {count} images in `src/samples.bin`, compares every logit with the host's, and prints `PASS` or what differs; \
-         the exit code says the same. `.github/workflows/firmware.yml` does that on every push.\n\n\
-         - `src/main.rs` is yours to change: `classify` is all that a product needs.\n\
-         - `src/model.rs` and `src/model.adq` are as `adcorda export` writes them; copy new ones over them. The logits in `src/samples.rs` are \
-         those of the model here: `adcorda new-firmware` makes both anew.\n\
-         - QEMU shows that the bits are right and says nothing about time on a chip. This was never run on silicon.\n",
-        core = board.core(),
-        target = board.target(),
-        model = model.name(),
-        height = input.height,
-        width = input.width,
-        channels = input.channels,
-        classes = model.classes(),
-        arena = model.arena_bytes(),
-        count = samples.labels.len(),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use adcorda_formats::Width as Bits;
@@ -476,7 +351,7 @@ mod tests {
         let model = model(folder.path());
         let project = folder.path().join("project");
         for (board, samples, kind, said) in [
-            (Board::Stm32f411, Samples::Noise(1), ErrorKind::Board, "mps2-an386"),
+            (Board::Stm32f405, Samples::Noise(1), ErrorKind::Board, "stm32f411-nucleo"),
             (Board::Mps2An386, Samples::Noise(0), ErrorKind::Usage, "at least one"),
             // 512 KiB of flash.
             (
@@ -490,25 +365,6 @@ mod tests {
             assert_eq!(error.kind(), kind);
             assert!(error.to_string().contains(said), "{error}");
             assert!(!project.exists());
-        }
-    }
-
-    /// The flags, target and machine of `adcorda run`.
-    #[test]
-    fn every_emulated_board_is_built_as_in_the_example() {
-        for board in Board::ALL {
-            let Some(machine) = board.qemu_machine() else { continue };
-            let path = format!("{}/../examples/qemu/boards/{board}.toml", env!("CARGO_MANIFEST_DIR"));
-            let example = std::fs::read_to_string(path).unwrap();
-            let own = cargo_config(board, machine);
-            for line in own
-                .lines()
-                .filter(|line| line.starts_with("target =") || line.starts_with("rustflags"))
-            {
-                assert!(example.contains(line), "{board}: {line}");
-            }
-            assert_eq!(own.contains("rustflags"), example.contains("rustflags"), "{board}");
-            assert!(example.contains(&format!("run.sh {machine}\"")) && own.contains(&format!("-M {machine} ")));
         }
     }
 

@@ -1,0 +1,48 @@
+//! Nordic nRF52840-DK: Cortex-M4 at 64 MHz, instruction cache on.
+
+use cortex_m::peripheral::DWT;
+use embassy_nrf::config::HfclkSource;
+use embassy_nrf::gpio::{Level, Output, OutputDrive};
+use embassy_nrf::pac;
+
+/// The core's clock.
+pub const CLOCK_HZ: u32 = 64_000_000;
+
+/// What [`ticks`] counts.
+pub const TICK: &str = "cycles";
+
+/// How many of them a second has.
+pub const TICKS_PER_SECOND: u32 = CLOCK_HZ;
+
+pub struct Board {
+    /// LED1 (P0.13), which a low level lights.
+    led: Output<'static>,
+}
+
+impl Board {
+    /// Clock, cache, cycle counter, pin. Once.
+    pub fn start() -> Self {
+        let mut config = embassy_nrf::config::Config::default();
+        config.hfclk_source = HfclkSource::ExternalXtal;
+        let peripherals = embassy_nrf::init(config);
+        // Off after reset; every fetch from flash, weights included, would wait.
+        pac::NVMC.icachecnf().write(|register| register.set_cacheen(true));
+        if let Some(mut core) = cortex_m::Peripherals::take() {
+            core.DCB.enable_trace();
+            core.DWT.enable_cycle_counter();
+        }
+        Board {
+            led: Output::new(peripherals.P0_13, Level::High, OutputDrive::Standard),
+        }
+    }
+
+    /// Lights the LED, or not: its pin is what a logic analyser or a power meter triggers on.
+    pub fn led(&mut self, lit: bool) {
+        self.led.set_level(Level::from(!lit));
+    }
+}
+
+/// A counter that wraps at 2^32.
+pub fn ticks() -> u32 {
+    DWT::cycle_count()
+}

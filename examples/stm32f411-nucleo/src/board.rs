@@ -1,0 +1,56 @@
+//! ST NUCLEO-F411RE: Cortex-M4 at 100 MHz.
+
+use cortex_m::peripheral::DWT;
+use embassy_stm32::gpio::{Level, Output, Speed};
+use embassy_stm32::rcc::{APBPrescaler, Pll, PllMul, PllPDiv, PllPreDiv, PllSource, Sysclk};
+
+/// The core's clock.
+pub const CLOCK_HZ: u32 = 100_000_000;
+
+/// What [`ticks`] counts.
+pub const TICK: &str = "cycles";
+
+/// How many of them a second has.
+pub const TICKS_PER_SECOND: u32 = CLOCK_HZ;
+
+pub struct Board {
+    /// LD2, which is also D13 (PA5) of the Arduino header.
+    led: Output<'static>,
+}
+
+impl Board {
+    /// Clock, cycle counter, pin. Once.
+    pub fn start() -> Self {
+        let mut config = embassy_stm32::Config::default();
+        // The internal 16 MHz oscillator, by 8, times 100, by 2. Flash wait states and its accelerator are the HAL's business.
+        config.rcc.hsi = true;
+        config.rcc.pll_src = PllSource::HSI;
+        config.rcc.pll = Some(Pll {
+            prediv: PllPreDiv::DIV8,
+            mul: PllMul::MUL100,
+            divp: Some(PllPDiv::DIV2),
+            divq: None,
+            divr: None,
+        });
+        config.rcc.apb1_pre = APBPrescaler::DIV2;
+        config.rcc.sys = Sysclk::PLL1_P;
+        let peripherals = embassy_stm32::init(config);
+        if let Some(mut core) = cortex_m::Peripherals::take() {
+            core.DCB.enable_trace();
+            core.DWT.enable_cycle_counter();
+        }
+        Board {
+            led: Output::new(peripherals.PA5, Level::Low, Speed::VeryHigh),
+        }
+    }
+
+    /// Lights the LED, or not: its pin is what a logic analyser or a power meter triggers on.
+    pub fn led(&mut self, lit: bool) {
+        self.led.set_level(Level::from(lit));
+    }
+}
+
+/// A counter that wraps at 2^32.
+pub fn ticks() -> u32 {
+    DWT::cycle_count()
+}

@@ -1,0 +1,9 @@
+//! Firmware for the ST NUCLEO-U575ZI-Q: what it does is in `firmware.rs`, on which pins and clocks in `board.rs`.
+#![no_std]
+#![no_main]
+
+mod board;
+mod firmware;
+mod model;
+mod samples;
+mod stack;

@@ -1,0 +1,1 @@
+../../qemu/src/stack.rs
