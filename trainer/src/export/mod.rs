@@ -18,7 +18,7 @@ use adcorda_formats::{Graph, Layer, Model, ParseError, Tensor};
 use self::schedule::Step;
 use crate::checkpoint::Checkpoint;
 use crate::file::write_atomic;
-use crate::network::{Network, Shape};
+use crate::network::Network;
 use crate::{Error, ErrorKind, Result};
 
 /// What [`export`] is asked for.
@@ -35,10 +35,6 @@ pub struct Exported {
     pub bytes: Vec<u8>,
     /// RAM that the runtime needs for tensors and scratch.
     pub arena_bytes: usize,
-    /// Of the image that the model takes.
-    pub input: Shape,
-    /// Number of logits.
-    pub classes: usize,
     /// Output channels whose value does not depend on the image (BatchNorm's gamma is zero or next to it) and is therefore
     /// in the bias alone: layer name and channel.
     pub constant_channels: Vec<(String, usize)>,
@@ -103,8 +99,6 @@ fn export_in_order(
         .map_err(|cause| refused(network, &graph.layers, cause))?;
     Ok(Exported {
         arena_bytes: plan.arena_bytes as usize,
-        input: network.input,
-        classes: network.classes(),
         constant_channels: lowered.constant_channels,
         bytes,
     })
