@@ -50,7 +50,8 @@ impl<'m, const N: usize> Profile<'m, N> {
     /// Of runs of `model`, of which it takes the layers' names.
     ///
     /// `counter` counts up and wraps from `u32::MAX` to 0; so no layer may take 2^32 counts. One of fewer bits, or one that
-    /// counts down, must be made such a one: `|| !(SYST::get_current() << 8)` has 256 counts a tick.
+    /// counts down, must be made such a one: `|| !(SYST::get_current() << 8)` has 256 counts a tick of a SysTick that reloads
+    /// with `0xFF_FFFF`.
     pub const fn new(model: &'m Model<'m>, counter: fn() -> u32) -> Self {
         Profile {
             model,

@@ -5,6 +5,7 @@
 //! [`Session::run`] returns logits, not a `Result`.
 
 use core::fmt;
+use core::mem;
 use core::ops::Range;
 
 use adcorda_formats::{Layer, Model, Op, Scratch, Tensor, TensorId};
@@ -232,14 +233,14 @@ impl<'s> Logits<'s> {
     pub fn top_k<const K: usize>(self) -> heapless::Vec<ClassScore, K> {
         let mut best: heapless::Vec<ClassScore, K> = heapless::Vec::new();
         for (class, score) in self.iter().enumerate() {
-            let rank = best.iter().position(|kept| kept.score < score).unwrap_or(best.len());
-            if rank < K {
-                if best.is_full() {
-                    best.pop();
-                }
-                // There is room now, and `rank` is the length at most.
-                let _ = best.insert(rank, ClassScore { class, score });
+            let rank = best.iter().take_while(|kept| kept.score >= score).count();
+            // It takes its place, each one behind it the place of the next, and the last one the end, where there is room.
+            // `Vec::insert` would be the same, with a panic in it.
+            let mut displaced = ClassScore { class, score };
+            for kept in best.iter_mut().skip(rank) {
+                mem::swap(kept, &mut displaced);
             }
+            let _ = best.push(displaced);
         }
         best
     }
