@@ -55,6 +55,16 @@ impl<'a> Model<'a> {
         })
     }
 
+    /// Length of the file that begins with `header`, for those who must know how much to read, or where in a partition the
+    /// file ends. What a header shows by itself is checked as in [`Model::parse`]; its checksum takes the whole file.
+    ///
+    /// # Errors
+    /// Those of [`Model::parse`] that the header is the reason for: [`ParseError::NotAModel`], those of the version and of the
+    /// header's lengths.
+    pub fn file_bytes(header: &[u8; HEADER_BYTES]) -> Result<usize, ParseError> {
+        Ok(Header::check(header)?.file_bytes as usize)
+    }
+
     /// Name of the model, e.g. `resnet8`.
     pub fn name(&self) -> &'a str {
         self.head.name
@@ -375,43 +385,15 @@ pub(crate) struct Head<'a> {
 
 /// Checks the header, the lengths, the CRC and the padding; gives the graph and the weights section.
 fn sections(file: &[u8]) -> Result<(&[u8], &[u8]), ParseError> {
-    let magic = file.get(..MAGIC.len()).unwrap_or(file);
-    if magic != &MAGIC[..magic.len()] {
-        return Err(ParseError::NotAModel);
-    }
-    let Some((header, body)) = file.split_first_chunk::<HEADER_BYTES>() else {
+    let Some((header, body)) = file.split_first_chunk() else {
+        check_magic(file)?;
         return Err(ParseError::Truncated {
             found: file.len(),
             needed: HEADER_BYTES as u32,
         });
     };
-    let u16_at = |i: usize| u16::from_le_bytes([header[i], header[i + 1]]);
-    let u32_at = |i: usize| u32::from_le_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]);
-
-    // The version comes first: what the other fields mean is known only for versions up to ours.
-    match u16_at(8) {
-        VERSION => {}
-        0 => return Err(ParseError::VersionZero),
-        found if found < VERSION => return Err(ParseError::DraftVersion { found }),
-        found => return Err(ParseError::NewerVersion { found }),
-    }
-    if u16_at(10) != HEADER_BYTES as u16 {
-        return Err(ParseError::HeaderBytes { found: u16_at(10) });
-    }
-    let (graph_bytes, weights_offset, weights_bytes, file_bytes) = (u32_at(12), u32_at(16), u32_at(20), u32_at(24));
-    if u64::from(weights_offset) != (HEADER_BYTES as u64 + u64::from(graph_bytes)).next_multiple_of(ALIGNMENT as u64) {
-        return Err(ParseError::WeightsOffset {
-            found: weights_offset,
-            graph_bytes,
-        });
-    }
-    if u64::from(file_bytes) != u64::from(weights_offset) + u64::from(weights_bytes) {
-        return Err(ParseError::FileBytes {
-            found: file_bytes,
-            weights_offset,
-            weights_bytes,
-        });
-    }
+    let header = Header::check(header)?;
+    let file_bytes = header.file_bytes;
     if (file.len() as u64) < u64::from(file_bytes) {
         return Err(ParseError::Truncated {
             found: file.len(),
@@ -424,16 +406,74 @@ fn sections(file: &[u8]) -> Result<(&[u8], &[u8]), ParseError> {
             file_bytes,
         });
     }
-    let (stored, computed) = (u32_at(28), checksum(file));
+    let (stored, computed) = (header.crc32, checksum(file));
     if stored != computed {
         return Err(ParseError::Checksum { stored, computed });
     }
-    let (graph, rest) = body.split_at(graph_bytes as usize);
-    let (padding, weights) = rest.split_at(weights_offset as usize - HEADER_BYTES - graph_bytes as usize);
+    let (graph, rest) = body.split_at(header.graph_bytes as usize);
+    let (padding, weights) = rest.split_at(header.weights_offset as usize - HEADER_BYTES - header.graph_bytes as usize);
     if padding.iter().any(|&byte| byte != 0) {
         return Err(ParseError::Padding);
     }
     Ok((graph, weights))
+}
+
+/// The header's fields, which agree with each other: `32 + graph_bytes <= weights_offset <= file_bytes`.
+struct Header {
+    graph_bytes: u32,
+    weights_offset: u32,
+    file_bytes: u32,
+    crc32: u32,
+}
+
+impl Header {
+    /// Everything about a header that it shows without the rest of the file.
+    fn check(header: &[u8; HEADER_BYTES]) -> Result<Self, ParseError> {
+        check_magic(header)?;
+        let u16_at = |i: usize| u16::from_le_bytes([header[i], header[i + 1]]);
+        let u32_at = |i: usize| u32::from_le_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]);
+
+        // The version comes first: what the other fields mean is known only for versions up to ours.
+        match u16_at(8) {
+            VERSION => {}
+            0 => return Err(ParseError::VersionZero),
+            found if found < VERSION => return Err(ParseError::DraftVersion { found }),
+            found => return Err(ParseError::NewerVersion { found }),
+        }
+        if u16_at(10) != HEADER_BYTES as u16 {
+            return Err(ParseError::HeaderBytes { found: u16_at(10) });
+        }
+        let (graph_bytes, weights_offset, weights_bytes, file_bytes) = (u32_at(12), u32_at(16), u32_at(20), u32_at(24));
+        if u64::from(weights_offset) != (HEADER_BYTES as u64 + u64::from(graph_bytes)).next_multiple_of(ALIGNMENT as u64) {
+            return Err(ParseError::WeightsOffset {
+                found: weights_offset,
+                graph_bytes,
+            });
+        }
+        if u64::from(file_bytes) != u64::from(weights_offset) + u64::from(weights_bytes) {
+            return Err(ParseError::FileBytes {
+                found: file_bytes,
+                weights_offset,
+                weights_bytes,
+            });
+        }
+        Ok(Header {
+            graph_bytes,
+            weights_offset,
+            file_bytes,
+            crc32: u32_at(28),
+        })
+    }
+}
+
+/// Checks as much of the magic as there is: what is no model at all is not called a truncated one.
+fn check_magic(file: &[u8]) -> Result<(), ParseError> {
+    let magic = file.get(..MAGIC.len()).unwrap_or(file);
+    if magic == &MAGIC[..magic.len()] {
+        Ok(())
+    } else {
+        Err(ParseError::NotAModel)
+    }
 }
 
 /// The part of the graph not decoded yet.

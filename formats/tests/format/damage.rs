@@ -1,6 +1,6 @@
 //! Files as a bad transfer, a bad memory or a bad person leaves them.
 
-use adcorda_formats::{Model, ParseError};
+use adcorda_formats::{HEADER_BYTES, Model, ParseError};
 use proptest::prelude::*;
 
 use crate::invariants::assert_invariants;
@@ -52,6 +52,26 @@ fn every_truncation_with_lengths_and_checksum_mended_fails() {
         fix_crc(&mut short);
         let error = Model::parse(&short).unwrap_err();
         assert!(matches!(error, ParseError::Graph { .. }), "{len}: {error}");
+    }
+}
+
+#[test]
+fn every_changed_header_is_refused_without_the_file_as_with_it() {
+    let mut file = file();
+    let header = |file: &[u8]| -> [u8; HEADER_BYTES] { file[..HEADER_BYTES].try_into().unwrap() };
+    assert_eq!(Model::file_bytes(&header(&file)), Ok(file.len()));
+    for i in 0..HEADER_BYTES {
+        for change in 1..=255 {
+            file[i] ^= change;
+            match (Model::file_bytes(&header(&file)), Model::parse(&file).unwrap_err()) {
+                // The lengths agree with each other, so it takes the file's own length, its graph or its checksum.
+                (Ok(bytes), ParseError::Truncated { needed, .. }) => assert_eq!(bytes, needed as usize),
+                (Ok(bytes), ParseError::TrailingBytes { file_bytes, .. }) => assert_eq!(bytes, file_bytes as usize),
+                (Ok(bytes), ParseError::Checksum { .. }) => assert_eq!(bytes, file.len()),
+                (alone, error) => assert_eq!(alone, Err(error), "byte {i} ^ {change:#x}"),
+            }
+            file[i] ^= change;
+        }
     }
 }
 
