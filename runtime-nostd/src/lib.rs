@@ -53,20 +53,30 @@
 //!
 //! To see inside of a run, pass an [`Observer`] instead of `()`: a [`Profile`] counts cycles layer by layer.
 #![no_std]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 #![deny(clippy::float_arithmetic)]
 
+mod aligned;
 mod image;
 mod isa;
 mod kernels;
+#[cfg(feature = "embedded-io")]
+mod load;
 mod profile;
 mod requantize;
 mod session;
 
 pub use adcorda_formats as formats;
+pub use aligned::Aligned;
+/// The traits of readers.
+#[cfg(feature = "embedded-io")]
+pub use embedded_io;
 /// Collections of bounded size, in which results come.
 pub use heapless;
 pub use image::{Image, ImageMismatch, ImageSize, PixelFormat};
 pub use isa::{Isa, Path, path};
+#[cfg(feature = "embedded-io")]
+pub use load::{LoadError, load};
 pub use profile::Profile;
 pub use session::{ArenaTooSmall, ClassScore, Logits, Observer, Session};
