@@ -6,6 +6,7 @@
 #   ./ci.sh fmt          rustfmt, check only
 #   ./ci.sh clippy       clippy without warnings: workspace and firmware
 #   ./ci.sh doc          rustdoc without warnings
+#   ./ci.sh nostd        the runtime alone builds for every bare-metal target, with all features and without each
 #   ./ci.sh host         unit, integration and command-line tests; those that need QEMU fail without it
 #   ./ci.sh ndarray      the ndarray backend agrees with flex
 #   ./ci.sh cuda-check   type-checks the CUDA backend; needs no GPU
@@ -16,6 +17,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 targets=(thumbv7em-none-eabihf thumbv7m-none-eabi thumbv6m-none-eabi thumbv8m.main-none-eabihf)
+nostd_targets=("${targets[@]}" riscv32imac-unknown-none-elf)
 firmwares=(examples/qemu)
 boards=(nrf52840-dk rp2040-pico rp2350-pico2 stm32f411-nucleo stm32h743-nucleo stm32u575-nucleo)
 
@@ -23,7 +25,7 @@ say() { printf '\n== %s\n' "$*"; }
 
 setup() {
   say "setup"
-  scripts/thumb-targets.sh "${targets[@]}"
+  scripts/thumb-targets.sh "${nostd_targets[@]}"
   if ! command -v qemu-system-arm >/dev/null; then
     local sudo=()
     ((EUID == 0)) || sudo=(sudo -n)
@@ -61,7 +63,24 @@ clippy() {
 
 doc() {
   say "doc"
-  RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
+  RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --features adcorda-runtime/embedded-io --no-deps --quiet
+}
+
+# These targets have no std: what builds for them uses none. Warnings are errors here too, since code of one instruction set or without a
+# feature is compiled nowhere else.
+nostd() {
+  say "nostd"
+  local build=(env RUSTFLAGS="-D warnings" cargo build --quiet --locked -p adcorda-runtime) target feature others
+  for target in "${nostd_targets[@]}"; do
+    "${build[@]}" --all-features --target "$target"
+    "${build[@]}" --no-default-features --target "$target"
+  done
+  local features=(depthwise w1 w2 w4 embedded-io)
+  for feature in "${features[@]}"; do
+    others="${features[*]}"
+    others=" $others "
+    "${build[@]}" --no-default-features --features "${others/ $feature / }" --target thumbv7em-none-eabihf
+  done
 }
 
 host() {
@@ -96,10 +115,10 @@ record() {
   git --no-pager diff --stat -- benches docs
 }
 
-help() { sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+help() { sed -n '2,17s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 case ${1-help} in
-  test) setup; fmt; clippy; doc; ndarray; cuda-check; demo; host ;;
-  setup | fmt | clippy | doc | host | ndarray | cuda-check | demo | record | help) "$1" ;;
+  test) setup; fmt; clippy; doc; nostd; ndarray; cuda-check; demo; host ;;
+  setup | fmt | clippy | doc | nostd | host | ndarray | cuda-check | demo | record | help) "$1" ;;
   *) echo "error: no verb \"$1\"" >&2; help >&2; exit 2 ;;
 esac

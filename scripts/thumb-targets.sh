@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes `cargo build --target T` work for the bare-metal targets of the firmware.
+# Makes `cargo build --target T` work for bare-metal targets: those of the firmware, and any other that rustc knows.
 #
 #   scripts/thumb-targets.sh [T ...]      default: those of the boards in QEMU
 #
