@@ -12,6 +12,7 @@
 //!
 //! `no_std`; reading needs no allocator; no float is computed with.
 #![no_std]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "alloc")]
