@@ -1,4 +1,4 @@
-//! What a firmware takes, read from its ELF file.
+//! What a firmware takes, and what compiled it, read from its ELF file.
 
 /// Bytes of a firmware by its sections. The stack is in no section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,20 @@ impl Sizes {
     }
 }
 
+/// The compiler's name and version, which it leaves in what it compiles (`.comment`, `.debug_str`); empty where it did not.
+pub fn compiler(elf: &[u8]) -> String {
+    const MARK: &[u8] = b"rustc version ";
+    let Some(at) = elf.windows(MARK.len()).position(|window| window == MARK) else {
+        return String::new();
+    };
+    let version = &elf[at + MARK.len()..];
+    let end = version
+        .iter()
+        .position(|&byte| byte == b')' || !(b' '..=b'~').contains(&byte));
+    let version = &version[..end.map_or(version.len(), |end| end + usize::from(version[end] == b')'))];
+    format!("rustc {}", String::from_utf8_lossy(version))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +80,20 @@ mod tests {
             assert_eq!(Sizes::of(&elf[..length]), None);
         }
         assert_eq!(Sizes::of(&elf), None);
+    }
+
+    #[test]
+    fn the_compiler_is_found_in_what_it_compiled() {
+        for (bytes, said) in [
+            (
+                &b"..clang LLVM (rustc version 1.95.0 (59807616e 2026-04-14))\0.."[..],
+                "rustc 1.95.0 (59807616e 2026-04-14)",
+            ),
+            (b"rustc version 1.95.0-dev\0rustc version 2", "rustc 1.95.0-dev"),
+            (b"rustc version 1.95.0", "rustc 1.95.0"),
+            (b"GCC: 14.2", ""),
+        ] {
+            assert_eq!(compiler(bytes), said);
+        }
     }
 }

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::board::Board;
 use crate::data::Dataset;
-use crate::elf::Sizes;
+use crate::elf::{self, Sizes};
 use crate::export::parse;
 use crate::inspect::operation;
 use crate::{Error, ErrorKind, Result, file};
@@ -56,6 +56,8 @@ pub struct DeviceReport {
     pub firmware_flash_bytes: usize,
     /// RAM of the firmware's statics; the buffers that stand in for flash and camera, the arena and the stack left out.
     pub firmware_ram_bytes: usize,
+    /// The compiler of the firmware, as it calls itself; empty where the file does not say.
+    pub compiler: String,
 }
 
 /// One layer on a board.
@@ -143,6 +145,7 @@ pub fn run_images(model: &[u8], images: &[&[u8]], board: Board) -> Result<Device
         model_bytes: model.len(),
         firmware_flash_bytes: firmware.flash_bytes,
         firmware_ram_bytes: firmware.ram_bytes,
+        compiler: firmware.compiler,
     })
 }
 
@@ -317,6 +320,8 @@ pub struct Firmware {
     pub flash_bytes: usize,
     /// Statics, without the buffers for model, arena and image.
     pub ram_bytes: usize,
+    /// What compiled it, such as `rustc 1.95.0 (59807616e 2026-04-14)`; empty where the file does not say.
+    pub compiler: String,
 }
 
 impl Firmware {
@@ -337,10 +342,11 @@ impl Firmware {
         };
         // QEMU is started in another folder.
         let elf = elf.canonicalize().map_err(|cause| Error::io("read", &elf, cause))?;
+        let bytes = file::read(&elf)?;
         // Its buffers, which are in `.uninit`, are for any model: they count as neither.
         let Some(Sizes {
             flash_bytes, ram_bytes, ..
-        }) = Sizes::of(&file::read(&elf)?)
+        }) = Sizes::of(&bytes)
         else {
             return Err(
                 Error::new(ErrorKind::Toolchain, format!("{}: not a 32-bit ELF file", elf.display()))
@@ -352,6 +358,7 @@ impl Firmware {
             elf,
             flash_bytes,
             ram_bytes,
+            compiler: elf::compiler(&bytes),
         })
     }
 
