@@ -27,6 +27,10 @@ pub enum ErrorKind {
     Diverged = 11,
     /// A download failed or its checksum differs.
     Download = 12,
+    /// A model is worse than its baseline allows.
+    Regression = 13,
+    /// A baseline: missing, damaged, newer, or not of what is to be compared with it.
+    Baseline = 14,
 }
 
 /// An error with its remedy. Displays as `what, where: cause` and, where there is one, a second line `remedy: ...`.

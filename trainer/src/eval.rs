@@ -91,7 +91,8 @@ pub fn load_model_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn check_fit(model: &Model, images: &Dataset) -> Result<()> {
+/// Checks that images and classes are those of a model.
+pub(crate) fn check_fit(model: &Model, images: &Dataset) -> Result<()> {
     let input = model.input();
     let takes = [input.height, input.width, input.channels].map(usize::from);
     let fail = |what: String| {

@@ -18,6 +18,7 @@ pub mod experiment;
 pub mod export;
 mod fake_quantization;
 pub mod file;
+pub mod gate;
 pub mod inspect;
 pub mod memory;
 pub mod network;

@@ -7,6 +7,7 @@ mod demo;
 mod eval;
 mod experiment;
 mod export;
+mod gate;
 mod import;
 mod inspect;
 mod new_firmware;
@@ -41,7 +42,8 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 2 usage, 3 data set, 4 weights or checkpoint, 5 model file, 6 compute device, \
-7 board too small, 8 missing tool, 9 file system, 10 host and device differ, 11 training diverged, 12 download.";
+7 board too small, 8 missing tool, 9 file system, 10 host and device differ, 11 training diverged, 12 download, 13 worse than the baseline, \
+14 baseline missing or of something else.";
 
 #[derive(Subcommand)]
 enum Verb {
@@ -71,6 +73,8 @@ enum Verb {
     Inspect(inspect::Inspect),
     /// Run a model on a board emulated by QEMU and compare it with the host, layer by layer
     Run(run::Run),
+    /// Compare a model with a committed baseline: top-1, parity in QEMU, instructions, sizes; fail where it got worse
+    Gate(gate::Gate),
     /// Make a firmware project around a model, which proves itself in QEMU with `cargo run --release`
     NewFirmware(new_firmware::NewFirmware),
 }
@@ -91,6 +95,7 @@ pub fn main() -> ExitCode {
         Verb::Bench(verb) => verb.run(),
         Verb::Inspect(verb) => verb.run(),
         Verb::Run(verb) => verb.run(),
+        Verb::Gate(verb) => verb.run(),
         Verb::NewFirmware(verb) => verb.run(),
     };
     match result {

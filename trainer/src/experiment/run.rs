@@ -476,7 +476,9 @@ fn failure(error: Error) -> Result<Failure> {
         | ErrorKind::Toolchain
         | ErrorKind::Io
         | ErrorKind::Parity
-        | ErrorKind::Download => Err(error),
+        | ErrorKind::Download
+        | ErrorKind::Regression
+        | ErrorKind::Baseline => Err(error),
     }
 }
 
