@@ -233,6 +233,7 @@ fn every_verb_has_help_with_an_example() {
         &["attack"],
         &["inspect"],
         &["run"],
+        &["gate"],
     ] {
         let output = adcorda(&[verb, &["--help"]].concat());
         let text = String::from_utf8_lossy(&output.stdout);
