@@ -18,7 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 targets=(thumbv7em-none-eabihf thumbv7m-none-eabi thumbv6m-none-eabi thumbv8m.main-none-eabihf)
 nostd_targets=("${targets[@]}" riscv32imac-unknown-none-elf)
-firmwares=(examples/qemu)
+firmwares=(examples/qemu examples/mlperf-tiny examples/camera)
 boards=(nrf52840-dk rp2040-pico rp2350-pico2 stm32f411-nucleo stm32h743-nucleo stm32u575-nucleo)
 
 say() { printf '\n== %s\n' "$*"; }
@@ -52,14 +52,20 @@ clippy() {
   say "clippy"
   cargo clippy --locked --workspace --all-targets -- -D warnings
   for firmware in "${firmwares[@]}"; do
+    if [[ ! -d $firmware/boards ]]; then
+      clippy_firmware "$firmware"
+      continue
+    fi
     for board in "$firmware"/boards/*.toml; do
-      (cd "$firmware" && env -u CARGO_TARGET_DIR cargo clippy --locked --release --config "boards/${board##*/}" -- -D warnings)
+      clippy_firmware "$firmware" --config "boards/${board##*/}"
     done
   done
   for board in "${boards[@]}"; do
-    (cd "examples/$board" && env -u CARGO_TARGET_DIR cargo clippy --locked --release -- -D warnings)
+    clippy_firmware "examples/$board"
   done
 }
+
+clippy_firmware() { (cd "$1" && env -u CARGO_TARGET_DIR cargo clippy --locked --release "${@:2}" -- -D warnings); }
 
 doc() {
   say "doc"
