@@ -7,6 +7,8 @@
 //!
 //! Nothing here runs on a board.
 
+mod firmware;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +18,7 @@ use adcorda::elf::Sizes;
 use adcorda::new_firmware::{Samples, new_firmware};
 use adcorda_formats::Width;
 use adcorda_tests::networks;
+use firmware::cargo_in;
 use tempfile::tempdir;
 
 const BOARDS: [Board; 6] = [
@@ -44,18 +47,8 @@ fn root() -> PathBuf {
 
 /// Every project is built in the target folder of the examples, so that what they have in common is built once.
 fn build(project: &Path) -> Result<(), String> {
-    let mut cargo = Command::new(env!("CARGO"));
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        let kept = ["CARGO_HOME", "CARGO_NET_OFFLINE"].contains(&&*text) || text.starts_with("CARGO_REGISTR");
-        if text.starts_with("CARGO") && !kept || text.starts_with("RUSTC") || text == "RUSTFLAGS" {
-            cargo.env_remove(&name);
-        }
-    }
-    let output = cargo
-        .args(["build", "--quiet", "--release"])
+    let output = cargo_in(project, "build")
         .env("CARGO_TARGET_DIR", root().join("examples/target"))
-        .current_dir(project)
         .output()
         .expect("cargo runs");
     match output.status.success() {

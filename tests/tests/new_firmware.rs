@@ -2,12 +2,13 @@
 //! what a user sees.
 
 mod command;
+mod firmware;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use command::{adcorda, json, model, tool};
+use firmware::{cargo_in, has_qemu};
 use tempfile::tempdir;
 
 const SET: &str = "synthetic:256x64";
@@ -26,34 +27,10 @@ const BOARDS: [&str; 6] = [
 /// Where a model file has its version, by `FORMAT.md`.
 const VERSION_AT: usize = 8;
 
-/// QEMU, or a reason to do without: where it must be there, its absence is a failure.
-fn has_qemu() -> bool {
-    let found = Command::new("qemu-system-arm").arg("--version").output().is_ok();
-    assert!(
-        found || std::env::var_os("REQUIRE_QEMU").is_none(),
-        "qemu-system-arm is not installed"
-    );
-    if !found {
-        eprintln!("SKIPPED: qemu-system-arm is not installed");
-    }
-    found
-}
-
-/// `cargo run --release` as a user types it in the project: nothing that this test's own cargo was told. What it printed, and
-/// whether it ended well.
+/// `cargo run --release` as a user types it in the project: what it printed, and whether it ended well.
 fn run(project: &Path, target: &Path) -> (String, bool) {
-    let mut cargo = Command::new(env!("CARGO"));
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        let kept = ["CARGO_HOME", "CARGO_NET_OFFLINE"].contains(&&*text) || text.starts_with("CARGO_REGISTR");
-        if text.starts_with("CARGO") && !kept || text.starts_with("RUSTC") || text == "RUSTFLAGS" {
-            cargo.env_remove(&name);
-        }
-    }
-    let output = cargo
-        .args(["run", "--quiet", "--release"])
+    let output = cargo_in(project, "run")
         .env("CARGO_TARGET_DIR", target)
-        .current_dir(project)
         .output()
         .expect("cargo runs");
     let text = [output.stdout, output.stderr].concat();
@@ -201,7 +178,7 @@ fn what_cannot_be_made_is_said_before_anything_is() {
     let other = folder.path().join("text.adq");
     fs::write(&other, "no model").unwrap();
     for (arguments, code, said) in [
-        (vec![model, "--board", "nrf52840"], 7, "nothing was run on it"),
+        (vec![model, "--board", "stm32f405"], 7, "nobody wrote one"),
         (vec![model, "--board", "nrf"], 2, "give one of"),
         (
             vec![model, "--board", "mps3-an547", "--images", "500"],
@@ -209,6 +186,11 @@ fn what_cannot_be_made_is_said_before_anything_is() {
             "bytes of flash are needed, 524288 are there",
         ),
         (vec![model, "--images", "0"], 2, "at least one"),
+        (
+            vec![model, "--board", "stm32f411-nucleo", "--images", "200"],
+            7,
+            "bytes of flash are needed, 524288 are there",
+        ),
         (vec![other.to_str().unwrap()], 5, "text.adq"),
         (vec!["missing.adq"], 9, "missing.adq"),
     ] {

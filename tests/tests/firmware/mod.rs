@@ -1,7 +1,7 @@
-//! The firmware projects under `examples`, as a user has them: built and run by the command in their folders.
+//! Firmware projects as a user has them: built and run by the command in their folders.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Whether QEMU is there: where it must be, its absence is a failure.
@@ -34,8 +34,15 @@ pub fn build(name: &str) {
     assert!(output.status.success(), "{name}: cargo build --release printed:\n{said}");
 }
 
-/// `cargo VERB --release` in an example's folder, told nothing that this test's own cargo was told.
+/// `cargo VERB --release --locked` in an example's folder.
 pub fn cargo(name: &str, verb: &str) -> Command {
+    let mut cargo = cargo_in(&example(name), verb);
+    cargo.arg("--locked");
+    cargo
+}
+
+/// `cargo VERB --release` in a folder, told nothing that this test's own cargo was told.
+pub fn cargo_in(folder: &Path, verb: &str) -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     for (variable, _) in std::env::vars_os() {
         let text = variable.to_string_lossy();
@@ -44,8 +51,6 @@ pub fn cargo(name: &str, verb: &str) -> Command {
             cargo.env_remove(&variable);
         }
     }
-    cargo
-        .args([verb, "--quiet", "--locked", "--release"])
-        .current_dir(example(name));
+    cargo.args([verb, "--quiet", "--release"]).current_dir(folder);
     cargo
 }
