@@ -17,15 +17,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 targets=(thumbv7em-none-eabihf thumbv7m-none-eabi thumbv6m-none-eabi thumbv8m.main-none-eabihf)
-nostd_targets=("${targets[@]}" riscv32imac-unknown-none-elf)
 firmwares=(examples/qemu examples/mlperf-tiny examples/camera)
-boards=(nrf52840-dk rp2040-pico rp2350-pico2 stm32f411-nucleo stm32h743-nucleo stm32u575-nucleo)
 
 say() { printf '\n== %s\n' "$*"; }
 
 setup() {
   say "setup"
-  scripts/thumb-targets.sh "${nostd_targets[@]}"
+  scripts/thumb-targets.sh "${targets[@]}"
   if ! command -v qemu-system-arm >/dev/null; then
     local sudo=()
     ((EUID == 0)) || sudo=(sudo -n)
@@ -60,9 +58,7 @@ clippy() {
       clippy_firmware "$firmware" --config "boards/${board##*/}"
     done
   done
-  for board in "${boards[@]}"; do
-    clippy_firmware "examples/$board"
-  done
+  for board in examples/*/src/board.rs; do clippy_firmware "${board%/src/board.rs}"; done
 }
 
 clippy_firmware() { (cd "$1" && env -u CARGO_TARGET_DIR cargo clippy --locked --release "${@:2}" -- -D warnings); }
@@ -76,6 +72,8 @@ doc() {
 # feature is compiled nowhere else.
 nostd() {
   say "nostd"
+  local nostd_targets=("${targets[@]}" riscv32imac-unknown-none-elf)
+  scripts/thumb-targets.sh "${nostd_targets[@]}"
   local build=(env RUSTFLAGS="-D warnings" cargo build --quiet --locked -p adcorda-runtime) target feature others
   for target in "${nostd_targets[@]}"; do
     "${build[@]}" --all-features --target "$target"

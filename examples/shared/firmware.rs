@@ -6,9 +6,9 @@
 use core::fmt::Display;
 
 use adcorda_runtime::formats::{MAX_LAYERS, Model};
-use adcorda_runtime::{Image, Logits, Observer, Profile, Session};
+use adcorda_runtime::{Aligned, Image, Logits, Observer, Profile, Session};
 use cortex_m::register::msp;
-use cortex_m::{asm, singleton};
+use cortex_m::{asm, interrupt, singleton};
 use cortex_m_rt::entry;
 use defmt::{Debug2Format, Display2Format, println};
 use {defmt_rtt as _, panic_probe as _};
@@ -20,12 +20,12 @@ use crate::{model, samples, stack};
 fn main() -> ! {
     let mut board = Board::start();
     // The macro gives it once, and `main` runs once.
-    let Some(arena) = singleton!(: [u8; model::ARENA_BYTES] = [0; model::ARENA_BYTES]) else {
+    let Some(arena) = singleton!(: Aligned<[u8; model::ARENA_BYTES]> = Aligned([0; model::ARENA_BYTES])) else {
         stop("main runs twice")
     };
     let top = msp::read();
-    stack::paint(top);
-    prove(arena);
+    interrupt::free(|_| stack::paint(top));
+    prove(&mut arena.0);
     match stack::used(top) {
         Some(bytes) => println!("stack {=u32} bytes", bytes),
         None => stop("the stack ran into the statics: give the firmware more RAM in memory.x, or a model with a smaller arena"),
@@ -34,7 +34,7 @@ fn main() -> ! {
 
     let parsed = Model::parse(model::MODEL);
     let model = parsed.as_ref().unwrap_or_else(|cause| stop(cause));
-    let mut session = Session::new(model, arena).unwrap_or_else(|cause| stop(cause));
+    let mut session = Session::new(model, &mut arena.0).unwrap_or_else(|cause| stop(cause));
     let first = &samples::PIXELS[..model::INPUT_BYTES];
 
     let mut profile = Profile::<MAX_LAYERS>::new(model, board::ticks);

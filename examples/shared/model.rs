@@ -1,6 +1,6 @@
 // Written by `adcorda export` with "model.adq". Not meant to be edited.
 
-/// Bytes of RAM that the model runs in: a `static` of this size is the arena.
+/// Bytes of RAM that the model runs in: a `static` of this size, at a multiple of 16 (`Aligned`), is the arena.
 pub const ARENA_BYTES: usize = 6400;
 
 /// Bytes of flash that the model takes.

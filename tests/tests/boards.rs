@@ -16,7 +16,8 @@ use std::process::Command;
 use adcorda::board::Board;
 use adcorda::elf::Sizes;
 use adcorda::new_firmware::{Samples, new_firmware};
-use adcorda_formats::Width;
+use adcorda_formats::{Model, Width};
+use adcorda_runtime::{Image, Session};
 use adcorda_tests::networks;
 use firmware::cargo_in;
 use tempfile::tempdir;
@@ -171,6 +172,36 @@ fn examples_are_what_new_firmware_writes() {
         expected.extend(workspace.into_iter().skip_while(|line| line != "[profile.release]"));
         assert_eq!(lines(&project), expected, "{board}");
     }
+}
+
+/// Nobody runs them here: that they would print `PASS` is what this says.
+#[test]
+fn the_logits_in_the_examples_are_the_hosts() {
+    let read = |name: &str| fs::read(root().join("examples/shared").join(name)).unwrap();
+    let (model, images, source) = (read("model.adq"), read("samples.bin"), read("samples.rs"));
+    let model = Model::parse(&model).unwrap();
+    let mut arena = vec![0; model.arena_bytes()];
+    let mut session = Session::new(&model, &mut arena).unwrap();
+    let logits: Vec<String> = images
+        .chunks(model.input().elements())
+        .map(|image| format!("    {:?},\n", session.run(Image::new(&model, image).unwrap(), &mut ())))
+        .collect();
+    let source = String::from_utf8(source).unwrap();
+    let (_, found) = source.split_once("LOGITS: ").unwrap().1.split_once("= [\n").unwrap();
+    assert_eq!(found, logits.concat() + "];\n");
+}
+
+#[test]
+fn every_board_in_the_examples_is_here() {
+    let folders = fs::read_dir(root().join("examples"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let mut folders: Vec<String> = folders
+        .filter(|folder| folder.join("src/board.rs").is_file())
+        .map(|folder| folder.file_name().unwrap().to_string_lossy().into_owned())
+        .collect();
+    folders.sort();
+    assert_eq!(folders, BOARDS.map(|board| board.name().to_owned()));
 }
 
 fn write(rows: &[Row]) -> String {

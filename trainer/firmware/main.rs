@@ -13,7 +13,7 @@ mod stack;
 use core::fmt;
 
 use adcorda_runtime::formats::Model;
-use adcorda_runtime::{Image, Session};
+use adcorda_runtime::{Aligned, Image, Session};
 use cortex_m::register::msp;
 use cortex_m::singleton;
 use cortex_m_rt::{ExceptionFrame, entry, exception};
@@ -22,12 +22,12 @@ use semihosting::{eprintln, println, process};
 #[entry]
 fn main() -> ! {
     // The macro gives it once, and `main` runs once.
-    let Some(arena) = singleton!(: [u8; model::ARENA_BYTES] = [0; model::ARENA_BYTES]) else {
+    let Some(arena) = singleton!(: Aligned<[u8; model::ARENA_BYTES]> = Aligned([0; model::ARENA_BYTES])) else {
         process::exit(1)
     };
     let top = msp::read();
     stack::paint(top);
-    let outcome = run(arena);
+    let outcome = run(&mut arena.0);
     match stack::used(top) {
         Some(bytes) => println!("stack {bytes} bytes"),
         None => {

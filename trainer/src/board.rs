@@ -1,8 +1,8 @@
 //! The boards known by name: what fits where, and what QEMU can play.
 //!
 //! Flash and RAM are those that one firmware can use in one piece: where a chip has several RAM banks apart from each other, the
-//! largest counts, since an arena is one range. Only the boards that QEMU emulates have ever run this project's code; the others are
-//! data-sheet figures for `inspect`, **never run on silicon**.
+//! largest counts, since an arena is one range. Only the boards that QEMU emulates have ever run this project's code. For six others there is
+//! firmware in `examples`, which is built and **never run on silicon**; the rest are data-sheet figures for `inspect`.
 
 use std::fmt;
 

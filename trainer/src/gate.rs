@@ -183,7 +183,8 @@ impl Request {
     /// Each board once.
     fn boards(&self, baseline: Option<&Figures>) -> Vec<Board> {
         let mut boards = self.boards.clone();
-        if boards.is_empty() {
+        // A baseline that is recorded anew keeps its boards.
+        if boards.is_empty() || self.record {
             let recorded = baseline.iter().flat_map(|baseline| &baseline.boards);
             boards.extend(recorded.map(|figures| figures.board));
         }
@@ -630,7 +631,7 @@ pub fn compare(baseline: Option<&Figures>, now: &Figures, differences: &[(Board,
     for (board, said) in differences {
         let earlier = baseline.is_some_and(|baseline| baseline.boards.iter().any(|earlier| earlier.board == *board));
         metrics.push(parity(*board, earlier, false));
-        notes.push(format!("{board}: {}", said.replace('\n', "; ")));
+        notes.push(format!("{board}: {}", code(&said.replace('\n', "; "))));
     }
     let regressions: Vec<String> = (metrics.iter())
         .filter(|metric| metric.verdict == Verdict::Worse)

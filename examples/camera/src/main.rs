@@ -12,7 +12,7 @@ mod model;
 use core::fmt::Display;
 
 use adcorda_runtime::formats::Model;
-use adcorda_runtime::{Image, PixelFormat, Session};
+use adcorda_runtime::{Aligned, Image, PixelFormat, Session};
 use cortex_m::singleton;
 use cortex_m_rt::entry;
 use semihosting::{eprintln, println, process};
@@ -23,8 +23,8 @@ static YUYV: &[u8; FRAME_BYTES] = include_bytes!("frame.yuyv");
 
 #[entry]
 fn main() -> ! {
-    let outcome = match singleton!(: [u8; model::ARENA_BYTES] = [0; model::ARENA_BYTES]) {
-        Some(arena) => run(arena),
+    let outcome = match singleton!(: Aligned<[u8; model::ARENA_BYTES]> = Aligned([0; model::ARENA_BYTES])) {
+        Some(arena) => run(&mut arena.0),
         None => Err(failed("main ran twice")),
     };
     match outcome {

@@ -1,4 +1,4 @@
-//! What a firmware for the MLPerf Tiny benchmark needs, whatever the board: the [`protocol`], and a profile in [`cycles`].
+//! What a firmware for the MLPerf Tiny benchmark needs, whatever the board: the [`protocol`], and the cycles of an inference in [`cycles`].
 //!
 //! The board is in `main.rs` and the two modules beside it, `uart` and `clock`: for another one, write those anew.
 #![no_std]

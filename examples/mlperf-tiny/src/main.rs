@@ -13,7 +13,7 @@ use core::fmt::{Display, Write};
 
 use adcorda_mlperf_tiny::protocol::{Device, Identity, Monitor};
 use adcorda_runtime::formats::Model;
-use adcorda_runtime::{Image, ImageSize, Session};
+use adcorda_runtime::{Aligned, Image, ImageSize, Session};
 use cortex_m::singleton;
 use cortex_m_rt::{ExceptionFrame, entry, exception};
 
@@ -30,7 +30,7 @@ fn main() -> ! {
     // SAFETY: the firmware is linked for an MPS2 board, and `main` runs once.
     let (mut uart, clock) = unsafe { (Uart::start(), Clock::start()) };
     let (Some(arena), Some(monitor)) = (
-        singleton!(: [u8; model::ARENA_BYTES] = [0; model::ARENA_BYTES]),
+        singleton!(: Aligned<[u8; model::ARENA_BYTES]> = Aligned([0; model::ARENA_BYTES])),
         singleton!(: Monitor<{ model::INPUT_BYTES }> = Monitor::new(IDENTITY)),
     ) else {
         stop(&mut uart, "main ran twice")
@@ -38,7 +38,7 @@ fn main() -> ! {
     // Not moved out of the result: a model is 2 KiB of stack.
     let parsed = Model::parse(model::MODEL);
     let session = match &parsed {
-        Ok(model) => Session::new(model, arena),
+        Ok(model) => Session::new(model, &mut arena.0),
         Err(cause) => stop(&mut uart, cause),
     };
     let session = session.unwrap_or_else(|cause| stop(&mut uart, cause));

@@ -14,6 +14,7 @@ pub const TICK: &str = "cycles";
 /// How many of them a second has.
 pub const TICKS_PER_SECOND: u32 = CLOCK_HZ;
 
+/// What the firmware has of the board.
 pub struct Board {
     /// LED1 (P0.13), which a low level lights.
     led: Output<'static>,
@@ -27,10 +28,11 @@ impl Board {
         let peripherals = embassy_nrf::init(config);
         // Off after reset; every fetch from flash, weights included, would wait.
         pac::NVMC.icachecnf().write(|register| register.set_cacheen(true));
-        if let Some(mut core) = cortex_m::Peripherals::take() {
-            core.DCB.enable_trace();
-            core.DWT.enable_cycle_counter();
-        }
+        let Some(mut core) = cortex_m::Peripherals::take() else {
+            defmt::panic!("the board starts twice")
+        };
+        core.DCB.enable_trace();
+        core.DWT.enable_cycle_counter();
         Board {
             led: Output::new(peripherals.P0_13, Level::High, OutputDrive::Standard),
         }

@@ -17,7 +17,7 @@ pub fn paint(top: u32) {
     while (word as u32) < top - OWN_FRAME {
         // SAFETY: from the end of the statics up to the stack pointer there is RAM that nothing lives in, but for this
         // function's own frame, which is smaller than what is spared: it has no locals in memory, calls nothing, and there are
-        // no interrupts.
+        // no interrupts, or they are off while this runs.
         unsafe {
             word.write_volatile(PAINT);
             word = word.add(1);

@@ -12,6 +12,7 @@ pub const TICK: &str = "us";
 /// The timer's clock.
 pub const TICKS_PER_SECOND: u32 = 1_000_000;
 
+/// What the firmware has of the board.
 pub struct Board {
     /// The LED (GPIO 25).
     led: Output<'static>,

@@ -12,6 +12,7 @@ pub const TICK: &str = "cycles";
 /// How many of them a second has.
 pub const TICKS_PER_SECOND: u32 = CLOCK_HZ;
 
+/// What the firmware has of the board.
 pub struct Board {
     /// The LED (GPIO 25).
     led: Output<'static>,
@@ -22,10 +23,11 @@ impl Board {
     pub fn start() -> Self {
         // The 12 MHz crystal, and 150 MHz from it.
         let peripherals = embassy_rp::init(embassy_rp::config::Config::default());
-        if let Some(mut core) = cortex_m::Peripherals::take() {
-            core.DCB.enable_trace();
-            core.DWT.enable_cycle_counter();
-        }
+        let Some(mut core) = cortex_m::Peripherals::take() else {
+            defmt::panic!("the board starts twice")
+        };
+        core.DCB.enable_trace();
+        core.DWT.enable_cycle_counter();
         Board {
             led: Output::new(peripherals.PIN_25, Level::Low),
         }

@@ -15,6 +15,7 @@ pub const TICK: &str = "cycles";
 /// How many of them a second has.
 pub const TICKS_PER_SECOND: u32 = CLOCK_HZ;
 
+/// What the firmware has of the board.
 pub struct Board {
     /// LD1 (PB0).
     led: Output<'static>,
@@ -43,14 +44,15 @@ impl Board {
         config.rcc.apb4_pre = APBPrescaler::DIV2;
         config.rcc.voltage_scale = VoltageScale::Scale1;
         let peripherals = embassy_stm32::init(config);
-        if let Some(mut core) = cortex_m::Peripherals::take() {
-            core.SCB.enable_icache();
-            core.SCB.enable_dcache(&mut core.CPUID);
-            core.DCB.enable_trace();
-            // A Cortex-M7 locks its counters.
-            DWT::unlock();
-            core.DWT.enable_cycle_counter();
-        }
+        let Some(mut core) = cortex_m::Peripherals::take() else {
+            defmt::panic!("the board starts twice")
+        };
+        core.SCB.enable_icache();
+        core.SCB.enable_dcache(&mut core.CPUID);
+        core.DCB.enable_trace();
+        // A Cortex-M7 locks its counters.
+        DWT::unlock();
+        core.DWT.enable_cycle_counter();
         Board {
             led: Output::new(peripherals.PB0, Level::Low, Speed::VeryHigh),
         }

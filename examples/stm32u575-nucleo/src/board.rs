@@ -14,6 +14,7 @@ pub const TICK: &str = "cycles";
 /// How many of them a second has.
 pub const TICKS_PER_SECOND: u32 = CLOCK_HZ;
 
+/// What the firmware has of the board.
 pub struct Board {
     /// LD1 (PC7).
     led: Output<'static>,
@@ -38,10 +39,11 @@ impl Board {
         let peripherals = embassy_stm32::init(config);
         // Without it every fetch from flash, weights included, waits.
         pac::ICACHE.cr().modify(|register| register.set_en(true));
-        if let Some(mut core) = cortex_m::Peripherals::take() {
-            core.DCB.enable_trace();
-            core.DWT.enable_cycle_counter();
-        }
+        let Some(mut core) = cortex_m::Peripherals::take() else {
+            defmt::panic!("the board starts twice")
+        };
+        core.DCB.enable_trace();
+        core.DWT.enable_cycle_counter();
         Board {
             led: Output::new(peripherals.PC7, Level::Low, Speed::VeryHigh),
         }

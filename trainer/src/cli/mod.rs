@@ -75,7 +75,7 @@ enum Verb {
     Run(run::Run),
     /// Compare a model with a committed baseline: top-1, parity in QEMU, instructions, sizes; fail where it got worse
     Gate(gate::Gate),
-    /// Make a firmware project around a model, which proves itself in QEMU with `cargo run --release`
+    /// Make a firmware project around a model, which proves itself in QEMU or on a board with `cargo run --release`
     NewFirmware(new_firmware::NewFirmware),
 }
 

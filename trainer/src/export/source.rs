@@ -11,7 +11,7 @@ pub fn generate(model: &Model<'_>, bytes: usize, file_name: &str) -> String {
     let mut source = format!("// Written by `adcorda export` with {file_name:?}. Not meant to be edited.\n");
     for (what, declaration) in [
         (
-            "Bytes of RAM that the model runs in: a `static` of this size is the arena.",
+            "Bytes of RAM that the model runs in: a `static` of this size, at a multiple of 16 (`Aligned`), is the arena.",
             format!("ARENA_BYTES: usize = {arena_bytes}"),
         ),
         (

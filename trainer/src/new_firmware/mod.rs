@@ -72,7 +72,7 @@ pub enum Samples<'a> {
 /// images or labels are not the model's; [`ErrorKind::Io`].
 pub fn new_firmware(model: &Path, board: Board, samples: &Samples, folder: &Path) -> Result<NewFirmware> {
     let Some(template) = Template::of(board) else {
-        let others = Board::names(|board| Template::of(board).is_some());
+        let others = Board::names(|board| matches!(Template::of(board), Some(Template::Flashed(_))));
         return Err(
             Error::new(ErrorKind::Board, format!("there is no program for {board}: nobody wrote one"))
                 .remedy(format!("give one of {others}, and change its board.rs and memory.x")),

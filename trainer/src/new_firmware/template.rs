@@ -124,7 +124,7 @@ impl Template {
                  - run: cargo run --release\n"
             ),
             Template::Flashed(_) => format!(
-                "# Builds the firmware: fails where it has no room. A runner with the board and probe-rs may `cargo run` it.\nname: firmware\n{head}      \
+                "# Builds the firmware: fails where it has no room.\nname: firmware\n{head}      \
                  - run: rustup target add {target}\n      - run: cargo build --release\n"
             ),
         }
@@ -193,8 +193,12 @@ impl Example {
 }
 
 fn runtime_dependency(model: &Model<'_>, runtime: &Runtime) -> String {
+    let elsewhere = match runtime {
+        Runtime::Folder(_) => "# On this machine; elsewhere, give the path of another checkout or a published version.\n",
+        Runtime::Version(_) => "",
+    };
     format!(
-        "adcorda-runtime = {{ {}, default-features = false, features = {:?} }}",
+        "{elsewhere}adcorda-runtime = {{ {}, default-features = false, features = {:?} }}",
         runtime.key(),
         features(model)
     )
