@@ -89,17 +89,20 @@ nostd() {
 
 host() {
   say "host"
-  REQUIRE_QEMU=1 cargo test --locked --workspace --no-fail-fast
+  # The command is built with the tests, before any of them runs.
+  ADCORDA_BINARY=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug/adcorda REQUIRE_QEMU=1 cargo test --locked --workspace --no-fail-fast
 }
 
 ndarray() {
   say "ndarray"
-  cargo test --locked -p adcorda --features ndarray --test backends
+  # Of the whole workspace, as in `host`: what both need is built once.
+  cargo test --locked --workspace --features adcorda/ndarray --test backends
 }
 
 cuda-check() {
   say "cuda-check"
-  cargo check --locked -p adcorda --features cuda
+  # Of the whole workspace, as in `clippy`: what both need is checked once.
+  cargo check --locked --workspace --features adcorda/cuda
 }
 
 demo() {

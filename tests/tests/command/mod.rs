@@ -5,10 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// The built command. Built here, because cargo does not build another package's binary for a test.
+/// The built command: the one that `ADCORDA_BINARY` names, else built here, because cargo does not build another package's binary for
+/// a test of one package.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(path) = std::env::var_os("ADCORDA_BINARY") {
+            return path.into();
+        }
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
             .expect("the tests lie in the workspace");
