@@ -1,7 +1,7 @@
 //! A firmware project around a model: everything that `cargo run --release` needs to build it, start it in QEMU or flash it to a board,
 //! and prove, on images inside it, that the board computes what the host did.
 //!
-//! What depends on the board is in [`template`]: programs for QEMU lie in `firmware/`, those for boards in `examples`, where they are built
+//! What depends on the board is in `template`: programs for QEMU lie in `firmware/`, those for boards in `examples`, where they are built
 //! as they are. There is one of each file.
 
 mod template;
