@@ -14,7 +14,7 @@ use defmt::{Debug2Format, Display2Format, println};
 use {defmt_rtt as _, panic_probe as _};
 
 use crate::board::{self, Board};
-use crate::{model, samples, stack};
+use crate::{counter, model, samples, stack};
 
 #[entry]
 fn main() -> ! {
@@ -37,13 +37,18 @@ fn main() -> ! {
     let mut session = Session::new(model, &mut arena.0).unwrap_or_else(|cause| stop(cause));
     let first = &samples::PIXELS[..model::INPUT_BYTES];
 
-    let mut profile = Profile::<MAX_LAYERS>::new(model, board::ticks);
+    let mut profile = Profile::<MAX_LAYERS>::new(model, counter::ticks);
     classify(&mut session, first, &mut profile);
     for (layer, count) in model.layers().zip(profile.counts()) {
-        println!("{=u32} {=str} {=str}", count, board::TICK, layer.name);
+        println!("{=u32} {=str} {=str}", count, counter::TICK, layer.name);
     }
-    let microseconds = profile.total() * 1_000_000 / u64::from(board::TICKS_PER_SECOND);
-    println!("{=u64} {=str} in all, {=u64} us", profile.total(), board::TICK, microseconds);
+    let microseconds = profile.total() * 1_000_000 / u64::from(counter::TICKS_PER_SECOND);
+    println!(
+        "{=u64} {=str} in all, {=u64} us",
+        profile.total(),
+        counter::TICK,
+        microseconds
+    );
 
     loop {
         board.led(true);

@@ -99,7 +99,7 @@ struct Name<'m>(&'m Model<'m>, usize);
 
 impl fmt::Display for Name<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.labels().nth(self.1) {
+        match self.0.label(self.1) {
             Some(label) if !label.is_empty() => f.write_str(label),
             Some(_) | None => write!(f, "class {}", self.1),
         }

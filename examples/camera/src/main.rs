@@ -54,9 +54,9 @@ fn run(arena: &mut [u8]) -> Result<(), Failed> {
 }
 
 fn classify(format: &str, session: &mut Session<'_>, frame: Image<'_>, host: &[i32; model::CLASSES]) -> Result<(), Failed> {
-    let mut labels = session.model().labels();
+    let model = session.model();
     let logits = session.run(frame, &mut ());
-    println!("{format}: {}", labels.nth(logits.top1()).unwrap_or("?"));
+    println!("{format}: {}", model.label(logits.top1()).unwrap_or("?"));
     match logits.iter().eq(host.iter().copied()) {
         true => Ok(()),
         false => Err(failed(format_args!(

@@ -1,18 +1,13 @@
 //! Nordic nRF52840-DK: Cortex-M4 at 64 MHz, instruction cache on.
 
-use cortex_m::peripheral::DWT;
 use embassy_nrf::config::HfclkSource;
 use embassy_nrf::gpio::{Level, Output, OutputDrive};
 use embassy_nrf::pac;
 
+use crate::counter;
+
 /// The core's clock.
 pub const CLOCK_HZ: u32 = 64_000_000;
-
-/// What [`ticks`] counts.
-pub const TICK: &str = "cycles";
-
-/// How many of them a second has.
-pub const TICKS_PER_SECOND: u32 = CLOCK_HZ;
 
 /// What the firmware has of the board.
 pub struct Board {
@@ -31,8 +26,7 @@ impl Board {
         let Some(mut core) = cortex_m::Peripherals::take() else {
             defmt::panic!("the board starts twice")
         };
-        core.DCB.enable_trace();
-        core.DWT.enable_cycle_counter();
+        counter::start(&mut core);
         Board {
             led: Output::new(peripherals.P0_13, Level::High, OutputDrive::Standard),
         }
@@ -42,9 +36,4 @@ impl Board {
     pub fn led(&mut self, lit: bool) {
         self.led.set_level(Level::from(!lit));
     }
-}
-
-/// A counter that wraps at 2^32.
-pub fn ticks() -> u32 {
-    DWT::cycle_count()
 }

@@ -1,16 +1,9 @@
 //! Raspberry Pi Pico: Cortex-M0+ at 125 MHz (one core of two), code and weights through the 16 KB cache of the external flash.
 
 use embassy_rp::gpio::{Level, Output};
-use embassy_rp::pac;
 
 /// The core's clock.
 pub const CLOCK_HZ: u32 = 125_000_000;
-
-/// What [`ticks`] counts: a Cortex-M0+ has no cycle counter.
-pub const TICK: &str = "us";
-
-/// The timer's clock.
-pub const TICKS_PER_SECOND: u32 = 1_000_000;
 
 /// What the firmware has of the board.
 pub struct Board {
@@ -19,7 +12,7 @@ pub struct Board {
 }
 
 impl Board {
-    /// Clock, timer, pin. Once.
+    /// Clock, pin. Once.
     pub fn start() -> Self {
         // The 12 MHz crystal, and 125 MHz from it.
         let peripherals = embassy_rp::init(embassy_rp::config::Config::default());
@@ -32,9 +25,4 @@ impl Board {
     pub fn led(&mut self, lit: bool) {
         self.led.set_level(Level::from(lit));
     }
-}
-
-/// A counter that wraps at 2^32.
-pub fn ticks() -> u32 {
-    pac::TIMER.timerawl().read()
 }

@@ -1,16 +1,11 @@
 //! Raspberry Pi Pico 2: Cortex-M33 at 150 MHz (one core of two), code and weights through the 16 KB cache of the external flash.
 
-use cortex_m::peripheral::DWT;
 use embassy_rp::gpio::{Level, Output};
+
+use crate::counter;
 
 /// The core's clock.
 pub const CLOCK_HZ: u32 = 150_000_000;
-
-/// What [`ticks`] counts.
-pub const TICK: &str = "cycles";
-
-/// How many of them a second has.
-pub const TICKS_PER_SECOND: u32 = CLOCK_HZ;
 
 /// What the firmware has of the board.
 pub struct Board {
@@ -26,8 +21,7 @@ impl Board {
         let Some(mut core) = cortex_m::Peripherals::take() else {
             defmt::panic!("the board starts twice")
         };
-        core.DCB.enable_trace();
-        core.DWT.enable_cycle_counter();
+        counter::start(&mut core);
         Board {
             led: Output::new(peripherals.PIN_25, Level::Low),
         }
@@ -37,9 +31,4 @@ impl Board {
     pub fn led(&mut self, lit: bool) {
         self.led.set_level(Level::from(lit));
     }
-}
-
-/// A counter that wraps at 2^32.
-pub fn ticks() -> u32 {
-    DWT::cycle_count()
 }

@@ -3,6 +3,7 @@
 #![no_main]
 
 mod board;
+mod counter;
 mod firmware;
 mod model;
 mod samples;

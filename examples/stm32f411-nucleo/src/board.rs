@@ -1,18 +1,13 @@
 //! ST NUCLEO-F411RE: Cortex-M4 at 100 MHz, prefetch and both caches of its flash on.
 
-use cortex_m::peripheral::DWT;
 use embassy_stm32::gpio::{Level, Output, Speed};
 use embassy_stm32::pac;
 use embassy_stm32::rcc::{APBPrescaler, Pll, PllMul, PllPDiv, PllPreDiv, PllSource, Sysclk};
 
+use crate::counter;
+
 /// The core's clock.
 pub const CLOCK_HZ: u32 = 100_000_000;
-
-/// What [`ticks`] counts.
-pub const TICK: &str = "cycles";
-
-/// How many of them a second has.
-pub const TICKS_PER_SECOND: u32 = CLOCK_HZ;
 
 /// What the firmware has of the board.
 pub struct Board {
@@ -46,8 +41,7 @@ impl Board {
         let Some(mut core) = cortex_m::Peripherals::take() else {
             defmt::panic!("the board starts twice")
         };
-        core.DCB.enable_trace();
-        core.DWT.enable_cycle_counter();
+        counter::start(&mut core);
         Board {
             led: Output::new(peripherals.PA5, Level::Low, Speed::VeryHigh),
         }
@@ -57,9 +51,4 @@ impl Board {
     pub fn led(&mut self, lit: bool) {
         self.led.set_level(Level::from(lit));
     }
-}
-
-/// A counter that wraps at 2^32.
-pub fn ticks() -> u32 {
-    DWT::cycle_count()
 }

@@ -1,19 +1,14 @@
 //! ST NUCLEO-H743ZI2: Cortex-M7 at 400 MHz, both caches on.
 
-use cortex_m::peripheral::DWT;
 use embassy_stm32::gpio::{Level, Output, Speed};
 use embassy_stm32::rcc::{
     AHBPrescaler, APBPrescaler, HSIPrescaler, Pll, PllDiv, PllMul, PllPreDiv, PllSource, Sysclk, VoltageScale,
 };
 
+use crate::counter;
+
 /// The core's clock.
 pub const CLOCK_HZ: u32 = 400_000_000;
-
-/// What [`ticks`] counts.
-pub const TICK: &str = "cycles";
-
-/// How many of them a second has.
-pub const TICKS_PER_SECOND: u32 = CLOCK_HZ;
 
 /// What the firmware has of the board.
 pub struct Board {
@@ -49,10 +44,7 @@ impl Board {
         };
         core.SCB.enable_icache();
         core.SCB.enable_dcache(&mut core.CPUID);
-        core.DCB.enable_trace();
-        // A Cortex-M7 locks its counters.
-        DWT::unlock();
-        core.DWT.enable_cycle_counter();
+        counter::start(&mut core);
         Board {
             led: Output::new(peripherals.PB0, Level::Low, Speed::VeryHigh),
         }
@@ -62,9 +54,4 @@ impl Board {
     pub fn led(&mut self, lit: bool) {
         self.led.set_level(Level::from(lit));
     }
-}
-
-/// A counter that wraps at 2^32.
-pub fn ticks() -> u32 {
-    DWT::cycle_count()
 }

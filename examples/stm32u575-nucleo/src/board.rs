@@ -1,18 +1,13 @@
 //! ST NUCLEO-U575ZI-Q: Cortex-M33 at 160 MHz, instruction cache on.
 
-use cortex_m::peripheral::DWT;
 use embassy_stm32::gpio::{Level, Output, Speed};
 use embassy_stm32::pac;
 use embassy_stm32::rcc::{MSIRange, Pll, PllDiv, PllMul, PllPreDiv, PllSource, Sysclk, VoltageScale};
 
+use crate::counter;
+
 /// The core's clock.
 pub const CLOCK_HZ: u32 = 160_000_000;
-
-/// What [`ticks`] counts.
-pub const TICK: &str = "cycles";
-
-/// How many of them a second has.
-pub const TICKS_PER_SECOND: u32 = CLOCK_HZ;
 
 /// What the firmware has of the board.
 pub struct Board {
@@ -42,8 +37,7 @@ impl Board {
         let Some(mut core) = cortex_m::Peripherals::take() else {
             defmt::panic!("the board starts twice")
         };
-        core.DCB.enable_trace();
-        core.DWT.enable_cycle_counter();
+        counter::start(&mut core);
         Board {
             led: Output::new(peripherals.PC7, Level::Low, Speed::VeryHigh),
         }
@@ -53,9 +47,4 @@ impl Board {
     pub fn led(&mut self, lit: bool) {
         self.led.set_level(Level::from(lit));
     }
-}
-
-/// A counter that wraps at 2^32.
-pub fn ticks() -> u32 {
-    DWT::cycle_count()
 }

@@ -25,6 +25,7 @@ pub(super) struct Example {
     memory: &'static str,
     main: &'static str,
     board: &'static str,
+    counter: &'static str,
     readme: &'static str,
 }
 
@@ -36,6 +37,7 @@ macro_rules! example {
             memory: include_str!(concat!("../../../examples/", $folder, "/memory.x")),
             main: include_str!(concat!("../../../examples/", $folder, "/src/main.rs")),
             board: include_str!(concat!("../../../examples/", $folder, "/src/board.rs")),
+            counter: include_str!(concat!("../../../examples/", $folder, "/src/counter.rs")),
             readme: include_str!(concat!("../../../examples/", $folder, "/README.md")),
         })
     };
@@ -107,6 +109,7 @@ impl Template {
                 ("src/main.rs", example.main.into()),
                 ("src/firmware.rs", include_str!("../../../examples/shared/firmware.rs").into()),
                 ("src/board.rs", example.board.into()),
+                ("src/counter.rs", example.counter.into()),
             ]),
         }
         files
