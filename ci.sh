@@ -6,7 +6,7 @@
 #   ./ci.sh fmt          rustfmt, check only
 #   ./ci.sh clippy       clippy without warnings: workspace and firmware
 #   ./ci.sh doc          rustdoc without warnings
-#   ./ci.sh nostd        the runtime alone builds for every bare-metal target, with all features and without each
+#   ./ci.sh nostd        the runtime alone builds for every bare-metal target, with all features and with none; once without each
 #   ./ci.sh host         unit, integration and command-line tests; those that need QEMU fail without it
 #   ./ci.sh ndarray      the ndarray backend agrees with flex
 #   ./ci.sh cuda-check   type-checks the CUDA backend; needs no GPU

@@ -10,16 +10,16 @@
 mod firmware;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use adcorda::board::Board;
 use adcorda::elf::Sizes;
 use adcorda::new_firmware::{Samples, new_firmware};
 use adcorda_formats::{Model, Width};
 use adcorda_runtime::{Image, Session};
-use adcorda_tests::networks;
-use firmware::cargo_in;
+use adcorda_tests::performance::root;
+use adcorda_tests::{networks, record};
+use firmware::{cargo_in, example};
 use tempfile::tempdir;
 
 const BOARDS: [Board; 6] = [
@@ -42,14 +42,10 @@ struct Row {
     arena: usize,
 }
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
 /// Every project is built in the target folder of the examples, so that what they have in common is built once.
 fn build(project: &Path) -> Result<(), String> {
     let output = cargo_in(project, "build")
-        .env("CARGO_TARGET_DIR", root().join("examples/target"))
+        .env("CARGO_TARGET_DIR", example("target"))
         .output()
         .expect("cargo runs");
     match output.status.success() {
@@ -61,18 +57,20 @@ fn build(project: &Path) -> Result<(), String> {
 #[test]
 fn every_board_has_room_and_takes_no_more_than_recorded() {
     let folder = tempdir().unwrap();
+    let widths = [Width::W8, Width::W4, Width::W2, Width::W1];
+    let model = |width: Width| folder.path().join(format!("{}.adq", width.name()));
+    for width in widths {
+        fs::write(model(width), networks::resnet8(width).model).unwrap();
+    }
     let mut found = Vec::new();
     for board in BOARDS {
-        for width in [Width::W8, Width::W4, Width::W2, Width::W1] {
-            let case = networks::resnet8(width);
-            let model = folder.path().join(format!("{}.adq", case.name));
-            fs::write(&model, &case.model).unwrap();
+        for width in widths {
             // One name for all: what is linked is replaced.
             let project = folder.path().join(format!("{}/firmware", width.name()));
             let _ = fs::remove_dir_all(&project);
-            let made = new_firmware(&model, board, &Samples::Noise(1), &project).unwrap();
+            let made = new_firmware(&model(width), board, &Samples::Noise(1), &project).unwrap();
             build(&project).unwrap_or_else(|said| panic!("{board} {}:\n{said}", width.name()));
-            let elf = root().join(format!("examples/target/{}/release/firmware", made.target));
+            let elf = example("target").join(made.target).join("release/firmware");
             let sizes = Sizes::of(&fs::read(elf).unwrap()).expect("cargo wrote an ELF file");
             let ram = sizes.ram_bytes + sizes.uninit_bytes;
             board.fits(sizes.flash_bytes, ram).unwrap();
@@ -137,9 +135,9 @@ fn table(rows: &[Row]) -> String {
 #[test]
 fn examples_are_what_new_firmware_writes() {
     let folder = tempdir().unwrap();
-    let model = root().join("examples/shared/model.adq");
+    let model = example("shared/model.adq");
     for board in BOARDS {
-        let (project, example) = (folder.path().join(board.name()), root().join("examples").join(board.name()));
+        let (project, ours) = (folder.path().join(board.name()), example(board.name()));
         new_firmware(&model, board, &Samples::Noise(1), &project).unwrap();
         for name in [
             "build.rs",
@@ -147,13 +145,15 @@ fn examples_are_what_new_firmware_writes() {
             ".cargo/config.toml",
             "src/main.rs",
             "src/board.rs",
+            "src/counter.rs",
+            "src/firmware.rs",
             "src/stack.rs",
             "src/model.rs",
             "src/model.adq",
         ] {
             assert_eq!(
                 fs::read(project.join(name)).unwrap(),
-                fs::read(example.join(name)).unwrap(),
+                fs::read(ours.join(name)).unwrap(),
                 "{board}: {name}"
             );
         }
@@ -168,7 +168,7 @@ fn examples_are_what_new_firmware_writes() {
                 .map(str::to_owned)
                 .collect::<Vec<_>>()
         };
-        let (mut expected, workspace) = (lines(&example), lines(&root().join("examples")));
+        let (mut expected, workspace) = (lines(&ours), lines(&example("")));
         expected.extend(workspace.into_iter().skip_while(|line| line != "[profile.release]"));
         assert_eq!(lines(&project), expected, "{board}");
     }
@@ -177,7 +177,7 @@ fn examples_are_what_new_firmware_writes() {
 /// Nobody runs them here: that they would print `PASS` is what this says.
 #[test]
 fn the_logits_in_the_examples_are_the_hosts() {
-    let read = |name: &str| fs::read(root().join("examples/shared").join(name)).unwrap();
+    let read = |name: &str| fs::read(example("shared").join(name)).unwrap();
     let (model, images, source) = (read("model.adq"), read("samples.bin"), read("samples.rs"));
     let model = Model::parse(&model).unwrap();
     let mut arena = vec![0; model.arena_bytes()];
@@ -193,9 +193,7 @@ fn the_logits_in_the_examples_are_the_hosts() {
 
 #[test]
 fn every_board_in_the_examples_is_here() {
-    let folders = fs::read_dir(root().join("examples"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
+    let folders = fs::read_dir(example("")).unwrap().map(|entry| entry.unwrap().path());
     let mut folders: Vec<String> = folders
         .filter(|folder| folder.join("src/board.rs").is_file())
         .map(|folder| folder.file_name().unwrap().to_string_lossy().into_owned())
@@ -205,11 +203,7 @@ fn every_board_in_the_examples_is_here() {
 }
 
 fn write(rows: &[Row]) -> String {
-    let compiler = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()))
-        .arg("--version")
-        .output()
-        .expect("the compiler says its version");
-    let mut text = format!("# {}{HEADER}\n", String::from_utf8_lossy(&compiler.stdout));
+    let mut text = record::head(HEADER);
     for Row {
         firmware,
         flash,
@@ -223,9 +217,7 @@ fn write(rows: &[Row]) -> String {
 }
 
 fn parse(text: &str) -> Vec<Row> {
-    let mut lines = text.lines().filter(|line| !line.starts_with('#'));
-    assert_eq!(lines.next(), Some(HEADER), "the record is of another format");
-    lines
+    record::figures(text, HEADER)
         .map(|line| {
             let words: Vec<&str> = line.split(',').collect();
             let [board, width, sizes @ ..] = &*words else {

@@ -9,18 +9,13 @@ use std::process::{Command, Output};
 
 use adcorda_formats::VERSION;
 use adcorda_tests::cases;
+use adcorda_tests::performance::root;
 use command::{binary, tool};
 use firmware::has_qemu;
 use tempfile::{TempDir, tempdir};
 
 const PAGE: &str = include_str!("../../docs/CI.md");
 const ACTION: &str = include_str!("../../action.yml");
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the tests lie in the workspace")
-}
 
 /// A folder with the committed models and baseline, under the names that the page gives them.
 fn folder() -> TempDir {

@@ -16,7 +16,7 @@ use adcorda::{Error, ErrorKind};
 use adcorda_formats::{Model, Width};
 use adcorda_runtime::path;
 use adcorda_tests::cases::Case;
-use adcorda_tests::networks;
+use adcorda_tests::{networks, record};
 
 const HEADER: &str = "network,layer,op,path,macs,instructions";
 
@@ -145,11 +145,7 @@ fn record(board: Board, width: Width) -> PathBuf {
 }
 
 fn write(file: &PathBuf, rows: &[Row]) {
-    let compiler = std::process::Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()))
-        .arg("--version")
-        .output()
-        .expect("the compiler says its version");
-    let mut text = format!("# {}{HEADER}\n", String::from_utf8_lossy(&compiler.stdout));
+    let mut text = record::head(HEADER);
     for row in rows {
         writeln!(text, "{},{}", row.layer, row.instructions).expect("a string grows");
     }
@@ -158,9 +154,7 @@ fn write(file: &PathBuf, rows: &[Row]) {
 }
 
 fn parse(text: &str) -> Vec<Row> {
-    let mut lines = text.lines().filter(|line| !line.starts_with('#'));
-    assert_eq!(lines.next(), Some(HEADER), "the record is of another format");
-    lines
+    record::figures(text, HEADER)
         .map(|line| {
             let (layer, instructions) = line.rsplit_once(',').expect("a comma");
             Row {

@@ -19,6 +19,9 @@ pub struct Evaluation {
     pub top1: f32,
     /// Number of images.
     pub images: usize,
+    /// Number of images whose class was found.
+    #[serde(skip)]
+    pub right: usize,
     /// The class found for each image.
     #[serde(skip)]
     pub predictions: Vec<u16>,
@@ -62,6 +65,7 @@ pub fn evaluate_model_with(file: &[u8], images: &Dataset, progress: impl Fn(usiz
     Ok(Evaluation {
         top1: 100.0 * right as f32 / images.len().max(1) as f32,
         images: images.len(),
+        right,
         predictions,
         logits: logits.concat(),
     })

@@ -12,6 +12,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crc::{CRC_32_ISO_HDLC, Crc};
+use indicatif::HumanCount;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -166,9 +167,7 @@ pub fn gate(request: &Request, progress: impl Fn(usize, usize) + Sync) -> Result
             Err(error) => return Err(error),
         }
     }
-    let evaluation = evaluate_model_with(&bytes, &images, |done| progress(done, images.len()))?;
-    let right = evaluation.predictions.iter().zip(images.labels()).filter(|(a, b)| a == b);
-    subject.top1_right = right.count();
+    subject.top1_right = evaluate_model_with(&bytes, &images, |done| progress(done, images.len()))?.right;
 
     let mut report = compare(baseline.as_ref(), &subject, &differences, request.tolerances);
     if request.record && report.parity {
@@ -785,9 +784,9 @@ impl fmt::Display for Report {
             f,
             "**adcorda gate: {outcome}.** {} on {} images of {}, {} of them on a board\n",
             code(&self.model),
-            grouped(self.images as u64),
+            HumanCount(self.images as u64),
             self.set,
-            grouped(self.device_images as u64)
+            HumanCount(self.device_images as u64)
         )?;
         writeln!(f, "| metric | baseline | now | change | verdict |\n|---|---:|---:|---:|---|")?;
         let mut board_is_new = false;
@@ -847,7 +846,7 @@ impl Metric {
                     0 => String::new(),
                     was => format!(" ({sign}{:.2} %)", 100.0 * by as f64 / was as f64),
                 };
-                format!("{sign}{}{percent}", grouped(by))
+                format!("{sign}{}{percent}", HumanCount(by))
             }
             (Some(Figure::Percent(was)), Some(Figure::Percent(now))) if was != now => format!("{:+.2} points", now - was),
             (Some(_), Some(Figure::Count(_) | Figure::Percent(_))) => "0".into(),
@@ -881,25 +880,12 @@ impl Metric {
 impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Figure::Count(count) => f.write_str(&grouped(count)),
+            Figure::Count(count) => HumanCount(count).fmt(f),
             Figure::Percent(percent) => write!(f, "{percent:.2} %"),
             Figure::Holds(true) => f.write_str("holds"),
             Figure::Holds(false) => f.write_str("differs"),
         }
     }
-}
-
-/// `12,501,632`.
-fn grouped(count: u64) -> String {
-    let digits = count.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// A name out of a model file as Markdown code, in a cell of a table: nothing in it ends the one or the other.
@@ -1310,7 +1296,7 @@ mod tests {
     #[test]
     fn counts_are_read_by_people() {
         for (count, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (12_501_632, "12,501,632")] {
-            assert_eq!(grouped(count), text);
+            assert_eq!(Figure::Count(count).to_string(), text);
         }
     }
 }

@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use adcorda_tests::performance::root;
+
 /// Whether QEMU is there: where it must be, its absence is a failure.
 pub fn has_qemu() -> bool {
     let found = Command::new("qemu-system-arm").arg("--version").output().is_ok();
@@ -19,12 +21,7 @@ pub fn has_qemu() -> bool {
 
 /// The folder of an example.
 pub fn example(name: &str) -> PathBuf {
-    let tests = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    tests
-        .parent()
-        .expect("the tests lie in the workspace")
-        .join("examples")
-        .join(name)
+    root().join("examples").join(name)
 }
 
 /// Builds an example, for a processor that this test's cargo knows nothing of.
